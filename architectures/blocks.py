@@ -1,0 +1,334 @@
+"""Blocks that two or more architectures share: convolutions, fusion of modalities, transformer.
+
+Shapes are (N, H, W, C) for maps and (N, T, C) for tokens. A layer that owns several sublayers of one kind keeps
+them in a list that is assigned whole: the order of a layer's weights is the order of its attributes, and that order
+is what files of published weights are read by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+PACKAGE = "glacier_mapping"
+register = keras.saving.register_keras_serializable(package=PACKAGE)
+
+
+@register
+class DoubleConvolution(keras.layers.Layer):
+    """Twice [3×3 convolution → batch normalisation → LeakyReLU], then spatial dropout: (N, H, W, C) → (N, H, W, width).
+
+    Args:
+        width: Channels of both convolutions.
+        slope: Slope of the LeakyReLU below zero.
+        dropout: Share of the channels dropped in training, 0 to 1.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, width: int, slope: float = 0.3, dropout: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.slope, self.dropout = width, slope, dropout
+        dtype = self.dtype_policy
+        self.convolution_1 = keras.layers.Conv2D(width, 3, padding="same", dtype=dtype)
+        self.normalisation_1 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.convolution_2 = keras.layers.Conv2D(width, 3, padding="same", dtype=dtype)
+        self.normalisation_2 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.activation = keras.layers.LeakyReLU(negative_slope=slope, dtype=dtype)
+        self.spatial_dropout = keras.layers.SpatialDropout2D(dropout, dtype=dtype)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Apply the block to (N, H, W, C)."""
+        x = self.activation(self.normalisation_1(self.convolution_1(x), training=training))
+        x = self.activation(self.normalisation_2(self.convolution_2(x), training=training))
+        return self.spatial_dropout(x, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "width": self.width, "slope": self.slope, "dropout": self.dropout}
+
+
+@register
+class Fusion(keras.layers.Layer):
+    """One double convolution per modality, summed: list of (N, H, W, Cₘ) → (N, H, W, width).
+
+    With `excite`, each branch is first scaled channel by channel by squeeze-and-excitation (Hu et al. 2018,
+    https://doi.org/10.1109/CVPR.2018.00745) without a reduction: mean over the map → linear → LeakyReLU 0.2 → linear
+    → sigmoid.
+
+    Args:
+        modalities: How many inputs there are.
+        width: Channels of every branch.
+        slope: Slope of the LeakyReLUs of the double convolutions.
+        dropout: Spatial dropout of the branches, 0 to 1.
+        excite: Whether squeeze-and-excitation scales the branches.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(
+        self,
+        modalities: int,
+        width: int,
+        slope: float = 0.3,
+        dropout: float = 0.1,
+        excite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.modalities, self.width, self.slope = modalities, width, slope
+        self.dropout, self.excite = dropout, excite
+        dtype = self.dtype_policy
+        self.branches = [DoubleConvolution(width, slope, dropout, dtype=dtype) for _ in range(modalities)]
+        gates = range(modalities if excite else 0)
+        self.squeezes = [keras.layers.Dense(width, dtype=dtype) for _ in gates]
+        self.excitations = [keras.layers.Dense(width, activation="sigmoid", dtype=dtype) for _ in gates]
+
+    def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
+        """Fuse the modalities, given in the order of construction."""
+        if len(inputs) != self.modalities:
+            raise ValueError(f"Fusion of {self.modalities} modalities received {len(inputs)} inputs")
+        maps = [branch(x, training=training) for branch, x in zip(self.branches, inputs, strict=True)]
+        for i, (squeeze, excite) in enumerate(zip(self.squeezes, self.excitations, strict=True)):
+            gate = squeeze(ops.mean(maps[i], axis=(1, 2), keepdims=True))
+            maps[i] = maps[i] * excite(ops.leaky_relu(gate, negative_slope=0.2))
+        fused = maps[0]
+        for branch_map in maps[1:]:
+            fused = fused + branch_map
+        return fused
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {
+            **super().get_config(),
+            "modalities": self.modalities,
+            "width": self.width,
+            "slope": self.slope,
+            "dropout": self.dropout,
+            "excite": self.excite,
+        }
+
+
+@register
+class ResidualBlock(keras.layers.Layer):
+    """Double convolution plus the input through a linear map without bias: (N, H, W, C) → (N, H, W, width).
+
+    Args:
+        width: Channels of the output.
+        slope: Slope of the LeakyReLUs.
+        dropout: Spatial dropout of the double convolution, 0 to 1.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, width: int, slope: float = 0.3, dropout: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.slope, self.dropout = width, slope, dropout
+        self.convolutions = DoubleConvolution(width, slope, dropout, dtype=self.dtype_policy)
+        self.projection = keras.layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Apply the block to (N, H, W, C)."""
+        return self.convolutions(x, training=training) + self.projection(x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "width": self.width, "slope": self.slope, "dropout": self.dropout}
+
+
+@register
+class UpConvolution(keras.layers.Layer):
+    """Nearest ×2 → 2×2 convolution without bias → batch normalisation: (N, H, W, C) → (N, 2H, 2W, width).
+
+    Args:
+        width: Channels of the output.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+        dtype = self.dtype_policy
+        self.upsampling = keras.layers.UpSampling2D(2, interpolation="nearest", dtype=dtype)
+        self.convolution = keras.layers.Conv2D(width, 2, padding="same", use_bias=False, dtype=dtype)
+        self.normalisation = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Apply the block to (N, H, W, C)."""
+        return self.normalisation(self.convolution(self.upsampling(x)), training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "width": self.width}
+
+
+@register
+class PatchEmbedding(keras.layers.Layer):
+    """Non-overlapping patches, flattened row, column, channel, through a linear map: (N, H, W, C) → (N, HW/p², width).
+
+    Args:
+        patch: Side p of a patch; H and W are multiples of it.
+        width: Channels of a token.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, patch: int, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.patch, self.width = patch, width
+        self.projection = keras.layers.Dense(width, dtype=self.dtype_policy)
+
+    def call(self, x: Any) -> Any:
+        """Cut (N, H, W, C) into tokens."""
+        _, height, width, channels = x.shape
+        p = self.patch
+        x = ops.reshape(x, (-1, height // p, p, width // p, p, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return self.projection(ops.reshape(x, (-1, (height // p) * (width // p), p * p * channels)))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "patch": self.patch, "width": self.width}
+
+
+@register
+class PositionEmbedding(keras.layers.Layer):
+    """Adds a learned vector to each token: (N, T, C) → (N, T, C)."""
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the (T, C) table."""
+        self.positions = self.add_weight(
+            shape=tuple(input_shape[1:]),
+            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            name="positions",
+        )
+
+    def call(self, x: Any) -> Any:
+        """Add the table to (N, T, C)."""
+        return x + ops.cast(self.positions, x.dtype)
+
+
+@register
+class TransformerBlock(keras.layers.Layer):
+    """Pre-normalised self-attention and MLP, each with a residual: (N, T, width) → (N, T, width).
+
+    x + MHSA(LN(x)), then x + D(gelu(W₂ D(gelu(W₁ LN(x))))): the GELU is exact and stands after *both* linear maps,
+    dropout D after both; that is the published GlaViTU code's MLP, not the ViT paper's.
+
+    Args:
+        width: Channels of a token, a multiple of `heads`.
+        mlp: Hidden width of the MLP.
+        heads: Attention heads.
+        dropout: Dropout of the MLP, 0 to 1.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, width: int, mlp: int, heads: int, dropout: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.mlp, self.heads, self.dropout = width, mlp, heads, dropout
+        dtype = self.dtype_policy
+        self.normalisation_1 = keras.layers.LayerNormalization(epsilon=1e-3, dtype=dtype)
+        self.attention = keras.layers.MultiHeadAttention(heads, width // heads, dtype=dtype)
+        self.normalisation_2 = keras.layers.LayerNormalization(epsilon=1e-3, dtype=dtype)
+        self.linear_1 = keras.layers.Dense(mlp, dtype=dtype)
+        self.linear_2 = keras.layers.Dense(width, dtype=dtype)
+        self.dropout_1 = keras.layers.Dropout(dropout, dtype=dtype)
+        self.dropout_2 = keras.layers.Dropout(dropout, dtype=dtype)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Apply the block to (N, T, width)."""
+        y = self.normalisation_1(x)
+        x = x + self.attention(y, y, training=training)
+        y = ops.gelu(self.linear_1(self.normalisation_2(x)), approximate=False)
+        y = ops.gelu(self.linear_2(self.dropout_1(y, training=training)), approximate=False)
+        return x + self.dropout_2(y, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "mlp": self.mlp,
+            "heads": self.heads,
+            "dropout": self.dropout,
+        }
+
+
+@register
+class LocationEncoding(keras.layers.Layer):
+    """Twice [linear → batch normalisation → LeakyReLU 0.3], then dropout: (N, L) → (N, width).
+
+    Args:
+        width: Channels of the encoding.
+        dropout: Dropout of the encoding, 0 to 1.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.dropout = width, dropout
+        dtype = self.dtype_policy
+        self.linear_1 = keras.layers.Dense(width, dtype=dtype)
+        self.normalisation_1 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.linear_2 = keras.layers.Dense(width, dtype=dtype)
+        self.normalisation_2 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.activation = keras.layers.LeakyReLU(negative_slope=0.3, dtype=dtype)
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=dtype)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Encode (N, L)."""
+        x = self.activation(self.normalisation_1(self.linear_1(x), training=training))
+        x = self.activation(self.normalisation_2(self.linear_2(x), training=training))
+        return self.dropout_layer(x, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "width": self.width, "dropout": self.dropout}
+
+
+def modality_inputs(inputs: dict[str, int], size: tuple[int, int]) -> dict[str, Any]:
+    """Return one `keras.Input` of (height, width, channels) per modality, in the order given."""
+    return {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
+
+
+def fuse(
+    tensors: dict[str, Any], width: int, dropout: float, slope: float = 0.3, excite: bool = False
+) -> Any:
+    """Fuse the modalities' inputs, in their order, into one (N, H, W, width) map."""
+    layer = Fusion(len(tensors), width, slope=slope, dropout=dropout, excite=excite, name="fusion")
+    return layer(list(tensors.values()))
+
+
+def activation_of(num_classes: int) -> str:
+    """Return the last activation: sigmoid for one class, softmax over two or more."""
+    return "sigmoid" if num_classes == 1 else "softmax"
+
+
+def head(x: Any, num_classes: int, name: str) -> Any:
+    """Map (N, H, W, C) to probabilities (N, H, W, num_classes), float32 under every precision policy."""
+    return keras.layers.Dense(num_classes, activation=activation_of(num_classes), dtype="float32", name=name)(
+        x
+    )
+
+
+def vit_encoder(
+    shape: tuple[int, int, int], patch: int, width: int, mlp: int, depth: int, heads: int, dropout: float
+) -> list[Any]:
+    """Return the layers of a ViT encoder for maps of `shape` (H, W, C), to be applied in order.
+
+    Patch embedding, position embedding, `depth` transformer blocks, no class token, no final normalisation, and the
+    tokens laid back on their grid: (N, H, W, C) → (N, H/patch, W/patch, width).
+    """
+    return [
+        PatchEmbedding(patch, width),
+        PositionEmbedding(),
+        *(TransformerBlock(width, mlp, heads, dropout) for _ in range(depth)),
+        keras.layers.Reshape((shape[0] // patch, shape[1] // patch, width)),
+    ]
+
+
+def network(name: str, shape: tuple[int, ...], layers: Sequence[Any]) -> Any:
+    """Return `layers` in a chain as one named functional model for inputs of `shape` (H, W, C)."""
+    inputs = x = keras.Input(shape)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x, name=name)

@@ -1,0 +1,5 @@
+"""Tile files, scenes, normalisation, windows and sampling: everything between a raster and a network's input.
+
+`tiles` has the file format, `bands` and `synthetic` make tile files, `windows` cuts tiles into patches,
+`normalisation` scales them. The modules are imported one by one; this one imports nothing.
+"""
