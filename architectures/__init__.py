@@ -49,8 +49,10 @@ def build(
     known = options_of(name)
     if unknown := sorted(set(options) - set(known)):
         raise UserError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
-    options = known | options
-    _check(name, inputs, num_classes, options)
+    hints = typing.get_type_hints(module.build)
+    # A choice is a word; YAML and the command line read the variant 2025 as a number.
+    options = {k: str(v) if typing.get_args(hints[k]) else v for k, v in (known | options).items()}
+    _check(name, inputs, num_classes, options, hints)
     size = _size(name, patch_size, module.stride(**options))
     return module.build(dict(inputs), num_classes, size, **options)
 
@@ -79,7 +81,9 @@ def _size(name: str, patch_size: int | tuple[int, int], stride: int) -> tuple[in
     return sides[0], sides[1]
 
 
-def _check(name: str, inputs: dict[str, int], num_classes: int, options: dict[str, Any]) -> None:
+def _check(
+    name: str, inputs: dict[str, int], num_classes: int, options: dict[str, Any], hints: dict[str, Any]
+) -> None:
     """Raise `UserError` for the first value that no graph can be made of."""
     if not inputs or any(not isinstance(c, int) or c < 1 for c in inputs.values()):
         raise UserError(
@@ -89,7 +93,6 @@ def _check(name: str, inputs: dict[str, int], num_classes: int, options: dict[st
         raise UserError("`location` is no modality: ask for that input with the option location_size")
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"{name}: num_classes must be a whole number from 1; received {num_classes!r}")
-    hints = typing.get_type_hints(_module(name).build)
     for key, value in options.items():
         hint = hints[key]
         choices = typing.get_args(hint)

@@ -1,4 +1,4 @@
-"""Scaling of raw band values to what a network takes: fitted once on the training split, stored, applied everywhere."""
+"""Scaling of raw values for a network: fitted once on the training split, stored, applied everywhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Statistics:
     """How values are scaled: `(x - shift) / scale`, one pair per band of each modality.
 
     `standardise`: shift = mean, scale = standard deviation (population). `minmax`: shift = minimum, scale =
-    maximum - minimum. `fitted_on` says in words what the numbers were fitted on. `applied` is True in a tile file
-    whose stored values have been scaled with them already.
+    maximum - minimum. `fitted_on` says in words what the numbers were fitted on. `applied` is True in a tile
+    file whose stored values have been scaled with them already.
     """
 
     method: Method
@@ -37,9 +37,13 @@ class Statistics:
         """Check that the numbers fit together."""
         if self.method not in get_args(Method):
             raise ValueError(f"method is one of {', '.join(get_args(Method))}, got {self.method!r}")
-        lengths = [{name: len(values) for name, values in pairs.items()} for pairs in (self.shift, self.scale)]
+        lengths = [
+            {name: len(values) for name, values in pairs.items()} for pairs in (self.shift, self.scale)
+        ]
         if lengths[0] != lengths[1]:
-            raise ValueError(f"shift and scale have differing modalities or band counts: {lengths[0]}, {lengths[1]}")
+            raise ValueError(
+                f"shift and scale have differing modalities or band counts: {lengths[0]}, {lengths[1]}"
+            )
         for name, values in self.scale.items():
             if not all(np.isfinite(value) and value > 0 for value in values):
                 raise ValueError(f"scale of {name!r} must be positive and finite, got {values}")
@@ -55,8 +59,8 @@ class Statistics:
         shift, scale = self._of(modality)
         if array.shape[-1] != len(shift):
             raise UserError(
-                f"modality {modality!r} has {array.shape[-1]} bands, the statistics (fitted on {self.fitted_on}) "
-                f"have {len(shift)}: use data with the same bands"
+                f"modality {modality!r} has {array.shape[-1]} bands, its statistics (fitted on "
+                f"{self.fitted_on}) have {len(shift)}: use data with the same bands"
             )
         if self.applied:
             scaled = np.array(array, dtype=np.float32)
@@ -94,14 +98,18 @@ class Statistics:
         fields = dict(json.loads(stored) if isinstance(stored, str) else stored)
         try:
             for key in ("shift", "scale"):
-                fields[key] = {name: tuple(float(value) for value in values) for name, values in fields[key].items()}
+                fields[key] = {
+                    name: tuple(float(value) for value in values) for name, values in fields[key].items()
+                }
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the statistics of a tile file: {error}") from error
 
     def _of(self, modality: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if modality not in self.shift:
-            raise UserError(f"no statistics for modality {modality!r}; there are some for {', '.join(self.shift)}")
+            raise UserError(
+                f"no statistics for modality {modality!r}; there are some for {', '.join(self.shift)}"
+            )
         return self.shift[modality], self.scale[modality]
 
 
@@ -132,7 +140,9 @@ class _Moments:
         self.mean += delta * share
         self.count = total
         self.minimum = np.minimum(self.minimum, np.where(finite, pixels, np.inf).min(axis=0, initial=np.inf))
-        self.maximum = np.maximum(self.maximum, np.where(finite, pixels, -np.inf).max(axis=0, initial=-np.inf))
+        self.maximum = np.maximum(
+            self.maximum, np.where(finite, pixels, -np.inf).max(axis=0, initial=-np.inf)
+        )
 
 
 def fit(
@@ -156,7 +166,9 @@ def fit(
             pixels = np.asarray(array)[seen].astype(np.float64)
             bands = moments.setdefault(name, _Moments(pixels.shape[-1]))
             if len(bands.count) != pixels.shape[-1]:
-                raise ValueError(f"modality {name!r} has {pixels.shape[-1]} bands here, {len(bands.count)} before")
+                raise ValueError(
+                    f"modality {name!r} has {pixels.shape[-1]} bands here, {len(bands.count)} before"
+                )
             bands.add(pixels)
     if not moments:
         raise UserError("statistics need at least one training tile, got none")

@@ -16,15 +16,15 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows and columns to index an array `(H, W, …)` with; what lies beyond the array is cut by indexing."""
+        """Rows and columns to index an array `(H, W, …)` with; indexing cuts what lies beyond it."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def starts(length: int, patch: int, stride: int) -> list[int]:
     """Return where windows of `patch` pixels start along a side of `length` pixels, in ascending order.
 
-    Every pixel is covered: the last window is moved back to the edge instead of reaching beyond it. A side that
-    is not longer than the patch has one window, at 0.
+    Every pixel is covered: the last window is moved back to the edge instead of reaching beyond it. A side
+    that is not longer than the patch has one window, at 0.
 
     Raises:
         ValueError: If a number is below 1, or the stride is larger than the patch and would leave gaps.
@@ -32,7 +32,9 @@ def starts(length: int, patch: int, stride: int) -> list[int]:
     if length < 1 or patch < 1 or stride < 1:
         raise ValueError(f"length, patch and stride are at least 1, got {length}, {patch}, {stride}")
     if stride > patch:
-        raise ValueError(f"a stride of {stride} leaves gaps between windows of {patch} pixels; use at most {patch}")
+        raise ValueError(
+            f"a stride of {stride} leaves gaps between windows of {patch} pixels; use at most {patch}"
+        )
     if length <= patch:
         return [0]
     last = length - patch

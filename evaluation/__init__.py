@@ -1,1 +1,1 @@
-"""Scores from pooled confusion counts, the region table, the band-ratio baseline and the picture of examples."""
+"""Scores from pooled confusion counts, the region table, the band-ratio baseline, the picture of examples."""

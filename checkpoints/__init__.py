@@ -1,0 +1,69 @@
+"""Reading weights: `checkpoints.load_weights(model, path)`.
+
+Two kinds of HDF5 file are read, told apart by what they hold and never by their name:
+
+- Keras 3, `model.save_weights("x.weights.h5")`: one group per layer, addressed by the model's structure;
+- Keras 2, `model.save_weights("x.h5")` or `model.save("x.h5")`, as the authors of GlaViTU publish theirs:
+  layers in topological order, each with one flat list of tensors, trainable ones first, under names that are
+  automatic counters and mean nothing.
+
+Every tensor is compared with the model before the first one is assigned. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from architectures import options_of
+from checkpoints.files import Checkpoint, Tensor, listing, opened, read
+from checkpoints.matching import match
+
+__all__ = ["Checkpoint", "Tensor", "adapt_options", "inspect", "load_weights"]
+
+
+def load_weights(model: keras.Model, path: str | Path) -> None:
+    """Give `model` the weights that the file `path` holds, all of them or none.
+
+    Load before layers are frozen: a Keras 2 file lists what was trainable first.
+
+    Raises:
+        UserError: The file is missing, damaged, no weights file, made for another model (the message names
+            the first tensor that differs, both shapes and, where the cause can be told, the option to set), or
+            holds values that are not finite. The model then has the weights that it had before.
+    """
+    path = Path(path)
+    with opened(path) as file:
+        matched = match(model, listing(file, path))
+        values = [read(file, tensor, variable.dtype, path) for variable, tensor in matched]
+    for (variable, _), value in zip(matched, values, strict=True):
+        variable.assign(value)
+
+
+def inspect(path: str | Path) -> Checkpoint:
+    """Return the kind of the weights file `path` and its tensors, in the file's order, without their values.
+
+    Raises:
+        UserError: As `load_weights`, for a file that can't be read.
+    """
+    with opened(Path(path)) as file:
+        return listing(file, Path(path))
+
+
+def adapt_options(architecture: str, options: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return `options` with `deep_supervision` set to what the weights file `path` holds.
+
+    That head serves training alone, and published files are without it or with it; no prediction depends on
+    it. Every other option decides what is predicted and stays the caller's. Architectures without that option
+    get `options` back as they are.
+
+    Raises:
+        UserError: As `load_weights`, for a file that can't be read; an unknown architecture.
+    """
+    if "deep_supervision" not in options_of(architecture):
+        return dict(options)
+    layers = inspect(path).layers.values()
+    heads = sum([len(tensor.shape) for tensor in layer] == [2, 1] for layer in layers)
+    return {**options, "deep_supervision": heads == 2} if heads in (1, 2) else dict(options)

@@ -1,0 +1,198 @@
+"""Patches for training and validation, as `keras.utils.PyDataset`s that workers can share.
+
+A training patch is a pure function of (seed, epoch, index): which worker makes it, and when, does not matter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from data.augmentation import Augmentation, augment
+from data.normalisation import Statistics
+from data.tiles import IGNORE, TileFile
+from data.windows import Window, grid
+
+UNKNOWN_REGION = ""  # encodes as the last slot of a region vector
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """The tiles that patches are cut from and how they are scaled.
+
+    Args:
+        file: The tile file; opened in the worker that reads.
+        names: Tiles to use, of `file`.
+        modalities: Modalities in the model's order.
+        statistics: What values are scaled with; None uses them as they are (published files).
+        patch: Side of a patch in pixels.
+        regions: Regions of the model's `location` input in their order; None for models without.
+    """
+
+    file: TileFile
+    names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    statistics: Statistics | None
+    patch: int
+    regions: tuple[str, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] = field(init=False)
+    regions_of_tiles: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the sizes and regions of the tiles once."""
+        infos = [self.file.info(name) for name in self.names]
+        object.__setattr__(self, "sizes", tuple((info.height, info.width) for info in infos))
+        object.__setattr__(self, "regions_of_tiles", tuple(info.region for info in infos))
+
+    @property
+    def whole_patches(self) -> int:
+        """Whole non-overlapping patches that the tiles hold; a tile smaller than a patch counts as one."""
+        return sum(max(1, h // self.patch) * max(1, w // self.patch) for h, w in self.sizes)
+
+    def cut(self, tile: int, window: Window) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
+        """Return scaled inputs (patch, patch, C) and labels (patch, patch) of a window of tile number `tile`.
+
+        Labels are `IGNORE` where the tile is invalid, unlabelled, or ends before the window does; there, inputs
+        beyond the tile are 0.
+        """
+        name = self.names[tile]
+        raw = self.file.read(name, self.modalities, window)
+        labels = np.where(self.file.valid(name, window), self.file.mask(name, window), IGNORE)
+        inputs = {
+            modality: np.nan_to_num(x) if self.statistics is None else self.statistics.apply(modality, x)
+            for modality, x in raw.items()
+        }
+        below, right = self.patch - labels.shape[0], self.patch - labels.shape[1]
+        if below or right:
+            inputs = {key: np.pad(x, ((0, below), (0, right), (0, 0))) for key, x in inputs.items()}
+            labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
+        return inputs, labels.astype(np.uint8)
+
+
+def encode_region(region: str, regions: Sequence[str]) -> NDArray[np.float32]:
+    """Return the one-hot vector of `region` over `regions` and a last slot for a region that is not among them."""
+    vector = np.zeros(len(regions) + 1, np.float32)
+    vector[regions.index(region) if region in regions else -1] = 1.0
+    return vector
+
+
+def sample_window(source: PatchSource, seed: int, epoch: int, index: int) -> tuple[int, Window, np.random.Generator]:
+    """Return tile number, window and generator of training patch `index` of `epoch`: a pure function.
+
+    A tile is drawn uniformly whatever its size, then an offset uniformly among all that keep the window inside.
+    """
+    random = np.random.default_rng([seed, epoch, index])
+    tile = int(random.integers(len(source.names)))
+    top, left = (int(random.integers(max(1, length - source.patch + 1))) for length in source.sizes[tile])
+    return tile, Window(top, left, source.patch, source.patch), random
+
+
+class _Batches(keras.utils.PyDataset, ABC):
+    """Batches of patches as (inputs by modality, labels by output): what `fit` and `evaluate` take."""
+
+    def __init__(self, source: PatchSource, outputs: Sequence[str], workers: int) -> None:
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
+        self.source, self.outputs = source, tuple(outputs)
+
+    @abstractmethod
+    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
+        """Return inputs, labels and region of patch `index`."""
+
+    def _batch(self, indices: range) -> tuple[dict[str, Any], dict[str, Any]]:
+        patches = [self._patch(index) for index in indices]
+        inputs = {m: np.stack([patch[0][m] for patch in patches]) for m in self.source.modalities}
+        if self.source.regions is not None:
+            inputs["location"] = np.stack([encode_region(patch[2], self.source.regions) for patch in patches])
+        labels = np.stack([patch[1] for patch in patches]).astype(np.int32)
+        return inputs, dict.fromkeys(self.outputs, labels)
+
+
+class TrainingPatches(_Batches):
+    """The training batches of one epoch.
+
+    Args:
+        source: Where patches are cut.
+        outputs: Names of the model's outputs; each gets the labels.
+        batch: Patches a batch.
+        steps: Batches in the epoch.
+        seed: Seed of the run.
+        epoch: The epoch; another epoch is another dataset, so that no worker can be an epoch behind.
+        augmentation: What is done to patches.
+        workers: Threads that cut and augment.
+        unknown_region: Probability that a patch's region is withheld from the `location` input.
+    """
+
+    def __init__(
+        self,
+        source: PatchSource,
+        outputs: Sequence[str],
+        batch: int,
+        steps: int,
+        seed: int,
+        epoch: int,
+        augmentation: Augmentation,
+        workers: int = 1,
+        unknown_region: float = 0.0,
+    ) -> None:
+        super().__init__(source, outputs, workers)
+        self.batch, self.steps, self.seed, self.epoch = batch, steps, seed, epoch
+        self.augmentation, self.unknown_region = augmentation, unknown_region
+
+    def __len__(self) -> int:
+        """Return the batches in the epoch."""
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return batch `index`."""
+        return self._batch(range(index * self.batch, (index + 1) * self.batch))
+
+    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
+        tile, window, random = sample_window(self.source, self.seed, self.epoch, index)
+        inputs, labels = augment(*self.source.cut(tile, window), self.augmentation, random)
+        withheld = random.random() < self.unknown_region
+        return inputs, labels, UNKNOWN_REGION if withheld else self.source.regions_of_tiles[tile]
+
+
+class WholePatches(_Batches):
+    """All of the tiles once, in patches side by side, for validation.
+
+    The last patch of a row or column is moved back to the edge; what an earlier patch covered is ignored in it, so
+    that every pixel counts exactly once.
+
+    Args:
+        source: Where patches are cut.
+        outputs: Names of the model's outputs; each gets the labels.
+        batch: Patches a batch.
+        workers: Threads that cut.
+    """
+
+    def __init__(self, source: PatchSource, outputs: Sequence[str], batch: int, workers: int = 1) -> None:
+        super().__init__(source, outputs, workers)
+        self.batch = batch
+        self.patches = [
+            (tile, window)
+            for tile, size in enumerate(source.sizes)
+            for window in grid(*size, source.patch, source.patch)
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of batches; the last can be smaller."""
+        return -(-len(self.patches) // self.batch)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return batch `index`."""
+        return self._batch(range(index * self.batch, min((index + 1) * self.batch, len(self.patches))))
+
+    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
+        tile, window = self.patches[index]
+        inputs, labels = self.source.cut(tile, window)
+        patch = self.source.patch
+        labels[: -window.top % patch] = IGNORE
+        labels[:, : -window.left % patch] = IGNORE
+        return inputs, labels, self.source.regions_of_tiles[tile]

@@ -1,0 +1,190 @@
+"""One figure of a prediction: false colour, reference, labels with their errors outlined, confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from console import replacing
+from data.tiles import ClassInfo, TileFile
+from evaluation.regions import Evaluation, glacier_ids
+from evaluation.scores import IGNORE, confusion_matrix, counts
+from inference.predictions import Prediction, PredictionFile
+
+Image = NDArray[np.float32]
+
+INVALID = "#d9d9d9"
+MISSED = "#e8590c"
+FALSE = "#c2187a"
+_COMPOSITES = (
+    ("swir1", "nir", "red"),
+    ("nir", "red", "green"),
+    ("swir1", "red", "green"),
+    ("red", "green", "blue"),
+)
+_SHARE = 0.3
+_CONFIDENCE_COLORS = "YlGnBu_r"
+
+
+def choose(evaluation: Evaluation, rows: int = 4) -> list[str]:
+    """Return up to `rows` tiles that show most: of different regions, about 30 % glacier, few invalid pixels.
+
+    The best tile of each region comes first, then second ones; at the end they are ordered by region.
+    """
+    table = evaluation.tile_table
+    lacking = 1 - table["pixels"] / max(1, table["pixels"].max())
+    table["distance"] = (table["glacier_share"].fillna(0) - _SHARE).abs() + lacking
+    table = table.sort_values(["distance", "tile"])
+    table["rank"] = table.groupby("region").cumcount()
+    chosen = table.sort_values(["rank", "distance", "tile"]).head(rows)
+    return list(chosen.sort_values(["region", "rank"])["tile"])
+
+
+def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
+    """Draw the tiles `names` of a prediction file, a row each, into the image `path`.
+
+    Raises:
+        UserError: If the predictions, or the tile file that they were made of, can't be read.
+    """
+    classes = predictions.classes
+    glacier = glacier_ids(classes)
+    # Inches: square panels of equal distance, with room for tile names, headings and the legend.
+    side, gap, left, right, top, bottom = 2.9, 0.1, 0.35, 0.1, 0.62, 0.75
+    rows = len(names)
+    width = left + 4 * side + 3 * gap + right
+    height = top + rows * side + (rows - 1) * gap + bottom
+    figure = Figure(figsize=(width, height), dpi=110)
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+    }
+    spaces = {"wspace": gap / side, "hspace": gap / side}
+    grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw=margins | spaces)
+    shades = Normalize(1 / len(classes), 1)
+    composite = ""
+    with TileFile(predictions.source) as source:
+        for axes, name in zip(grid, names, strict=True):
+            tile = predictions.read(name)
+            bands, modality, composite = _composite(source)
+            inside = source.info(name).interior()
+            values = source.read(name, [modality])[modality][inside][..., bands]
+            probs = predictions.probs(name)
+            probs = np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
+            confidence = colormaps[_CONFIDENCE_COLORS](shades(probs.max(axis=-1)))[..., :3].astype(np.float32)
+            _show(axes[0], _stretch(values, tile.valid), tile.valid)
+            _show(axes[1], _paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
+            _show(axes[2], _paint(tile.labels, classes), tile.valid)
+            _outline_errors(axes[2], tile, glacier)
+            _show(axes[3], confidence, tile.valid)
+            axes[0].set_ylabel(f"{tile.region or 'no region'}  ·  {name}", fontsize=10, labelpad=6)
+            axes[2].text(0.97, 0.03, _iou(tile, len(classes), glacier), transform=axes[2].transAxes, **_BADGE)
+    headings = {
+        "False colour": composite,
+        "Reference": "",
+        "Prediction": "errors outlined",
+        "Confidence": "probability of the label",
+    }
+    for axis, (heading, detail) in zip(grid[0], headings.items(), strict=True):
+        axis.set_title(heading, fontsize=13, fontweight="bold", pad=20)
+        axis.text(0.5, 1.015, detail, transform=axis.transAxes, ha="center", va="bottom", fontsize=9)
+    _legend(figure, classes, bottom / height)
+    last = grid[-1, 3].get_position()
+    bar = figure.add_axes((last.x0, 0.4 / height, last.width, 0.13 / height))
+    figure.colorbar(ScalarMappable(shades, _CONFIDENCE_COLORS), cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=9, length=2)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, facecolor="white")
+
+
+_BADGE = {
+    "ha": "right",
+    "va": "bottom",
+    "fontsize": 10,
+    "fontweight": "bold",
+    "bbox": {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+}
+
+
+def _composite(source: TileFile) -> tuple[list[int], str, str]:
+    """Return three bands to show as red, green and blue, their modality, and their names."""
+    for names in _COMPOSITES:
+        for modality, present in source.bands.items():
+            if set(names) <= set(present):
+                shown = ", ".join(name.upper() if name in ("nir", "swir1") else name for name in names)
+                return [present.index(name) for name in names], modality, shown
+    modality = max(source.bands, key=lambda name: len(source.bands[name]))
+    present = source.bands[modality]
+    bands = [0, 1, 2] if len(present) > 2 else [0, 0, 0]
+    return bands, modality, ", ".join(dict.fromkeys(present[index] for index in bands))
+
+
+def _stretch(values: Image, valid: NDArray[np.bool_]) -> Image:
+    """Return `(H, W, 3)` in 0 … 1, each band stretched between its 2nd and 98th percentile."""
+    seen = valid & np.isfinite(values).all(axis=-1)
+    if not seen.any():
+        return np.zeros_like(values)
+    low, high = np.percentile(values[seen], [2, 98], axis=0)
+    return np.clip(np.nan_to_num((values - low) / np.maximum(high - low, 1e-6)), 0, 1).astype(np.float32)
+
+
+def _paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
+    colors = np.array([to_rgb(info.color) for info in classes] + [to_rgb(INVALID)], np.float32)
+    return colors[np.minimum(ids, len(classes))]
+
+
+def _show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
+    axis.imshow(
+        np.where(seen[..., None], image, np.array(to_rgb(INVALID), np.float32)), interpolation="antialiased"
+    )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _outline_errors(axis: Axes, tile: Prediction, glacier: Sequence[int]) -> None:
+    counted = tile.valid & (tile.mask != IGNORE)
+    truth, found = np.isin(tile.mask, glacier), np.isin(tile.labels, glacier)
+    for error, color in ((counted & truth & ~found, MISSED), (counted & found & ~truth, FALSE)):
+        if error.any():
+            axis.contour(np.pad(error, 1).astype(np.float32), [0.5], colors=color, linewidths=0.9,
+                         extent=(-1.5, error.shape[1] + 0.5, -1.5, error.shape[0] + 0.5))  # fmt: skip
+    axis.set_xlim(-0.5, truth.shape[1] - 0.5)
+    axis.set_ylim(truth.shape[0] - 0.5, -0.5)
+
+
+def _iou(tile: Prediction, num_classes: int, glacier: Sequence[int]) -> str:
+    matrix = confusion_matrix(np.where(tile.valid, tile.mask, IGNORE), tile.labels, num_classes)
+    pooled = counts(matrix, glacier)
+    return f"IoU {pooled.iou:.2f}" if pooled.tp + pooled.fn else "no glacier"
+
+
+def _legend(figure: Figure, classes: Sequence[ClassInfo], bottom: float) -> None:
+    handles: list[Patch | Line2D] = [Patch(color=info.color, label=info.name) for info in classes]
+    handles += [
+        Patch(color=INVALID, label="not seen, or no reference"),
+        Line2D([], [], color=MISSED, label="glacier missed"),
+        Line2D([], [], color=FALSE, label="glacier where there is none"),
+    ]
+    figure.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(0.02, bottom / 2),
+        ncols=3 if len(handles) > 5 else len(handles),
+        frameon=False,
+        fontsize=10,
+        columnspacing=1.4,
+        handlelength=1.4,
+    )

@@ -1,0 +1,5 @@
+"""Applying a model: overlapping windows blended into maps, over tiles as large as they come.
+
+`sliding` blends, `predictor` puts a model together with all that it takes, `tiles` predicts a tile file,
+`predictions` is the format of what comes out. The modules are imported one by one; this one imports nothing.
+"""

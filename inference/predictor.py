@@ -1,0 +1,273 @@
+"""A model together with all that it takes to apply it: inputs in order, scaling, classes, patch size.
+
+Rebuilt from what a run stored (`from_run`), or from a recipe and a weights file without a record
+(`from_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from console import UserError, warn
+from data.normalisation import Statistics, published
+from data.tiles import ClassInfo, TileFile, TileInfo, find_dataset
+
+if TYPE_CHECKING:
+    import keras
+
+    from training.record import Record
+
+TILES = Path("tiles")
+PUBLISHED_REGIONS = ("ALP", "AN", "AWA", "CA", "GR", "HMA", "LL", "NZ", "SA", "SC", "SVAL")
+"""The regions of the published datasets, in the order of the published models' location input."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model and its surroundings.
+
+    Attributes:
+        name: Name of the run.
+        model: Takes a dict by modality, returns a dict with `output`, `(N, P, P, K)`.
+        modalities: Channel counts, in the model's order.
+        classes: The class list; with one probability (K = 1) the two classes it tells apart.
+        statistics: What values are scaled with; None where the model takes those of published files
+            as they are.
+        patch_size: Side of a patch in pixels.
+        regions: What the model's `location` input knows, if it has one; the slot behind them means unknown.
+        described: What else a prediction file says of its making.
+    """
+
+    name: str
+    model: keras.Model
+    modalities: dict[str, int]
+    classes: tuple[ClassInfo, ...]
+    statistics: Statistics | None
+    patch_size: int
+    regions: tuple[str, ...] = ()
+    described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number K of probabilities of a pixel."""
+        return int(self.model.output["output"].shape[-1])
+
+    def __call__(self, batch: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the probabilities `(N, P, P, K)` of a batch of patches by modality."""
+        return np.asarray(self.model.predict_on_batch(dict(batch))["output"], np.float32)
+
+    def inputs(
+        self, source: TileFile, info: TileInfo, statistics: Statistics | None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Read a tile; return the model's inputs: scaled `(H, W, C)` by modality, and `location` `(L,)`."""
+        raw = source.read(info.name, list(self.modalities))
+        inputs = {
+            name: statistics.apply(name, values)
+            if statistics
+            else np.nan_to_num(values, posinf=0.0, neginf=0.0)
+            for name, values in raw.items()
+        }
+        if _has_location(self.model):
+            from data.loader import encode_region
+
+            inputs["location"] = encode_region(info.region, self.regions)
+        return inputs
+
+    def scaling(self, source: TileFile) -> Statistics | None:
+        """Return what the values of `source` are to be scaled with for this model; None: only NaN becomes 0.
+
+        Raises:
+            UserError: If its values are scaled already in another way than those the model was trained on.
+        """
+        stored, modalities = source.statistics, list(self.modalities)
+        if self.statistics is None:
+            return None if stored is None or stored.applied else _like_published(source, stored, modalities)
+        if stored is None:
+            raise UserError(
+                f"{source.path}: its values are scaled already (a published file, without statistics), "
+                f"{self.name!r} was trained on values scaled with statistics of {self.statistics.fitted_on}; "
+                "predict tiles made by prepare.py, or train on the published ones"
+            )
+        if stored.applied or self.statistics.applied:
+            known = stored.applied and set(modalities) <= set(stored.shift)
+            if not known or stored.select(modalities) != self.statistics.select(modalities):
+                raise UserError(
+                    f"{source.path}: its values are not scaled as those that {self.name!r} was trained on "
+                    f"({self.statistics.fitted_on}); prepare the tiles as those of the run"
+                )
+        return self.statistics
+
+    def check(self, source: TileFile) -> None:
+        """Raise one `UserError` with everything that keeps this model from predicting `source`."""
+        if self.modalities.items() - source.modalities.items():
+            raise UserError(
+                f"{source.path}: these tiles do not have what {self.name!r} takes.\n"
+                f"  it needs:      {_listed(self.modalities)}\n"
+                f"  the tiles have: {_listed(source.modalities)}\n"
+                "prepare tiles with these modalities, or train on the ones that there are"
+            )
+        if [info.glacier for info in source.classes] != [info.glacier for info in self.classes]:
+            theirs, ours = (
+                ", ".join(info.name + (" (glacier)" if info.glacier else "") for info in classes)
+                for classes in (source.classes, self.classes)
+            )
+            raise UserError(
+                f"{source.path}: its classes are {theirs}; {self.name!r} predicts {ours}: "
+                "prepare the tiles with the classes of the run"
+            )
+        if problems := source.check(list(self.modalities), labelled=False):
+            raise UserError("these tiles can't be predicted:\n  " + "\n  ".join(problems))
+
+
+def find_run(name: str) -> Record:
+    """Return the record of run `name`.
+
+    Raises:
+        UserError: If there is none: the message lists the known runs and says what makes this one, beginning
+            with the tiles where there are none either.
+    """
+    from training.record import load_record, run_names
+
+    known = run_names()
+    if name not in known:
+        from training.recipe import recipe_names
+
+        if not any(TILES.glob("*/*.hdf5")):
+            find_dataset(root=TILES)
+        runs = f"there are: {', '.join(known)}" if known else "there is none yet"
+        train = f"-m {name}" if name in recipe_names() else f"-m ARCHITECTURE -n {name}"
+        raise UserError(f"no run named {name!r} in weights/, {runs}; train it: python train.py {train}")
+    return load_record(name)
+
+
+def from_run(record: Record, precision: str = "float32") -> Predictor:
+    """Rebuild a run from its record and `weights/NAME.weights.h5`.
+
+    Raises:
+        UserError: If its weights do not fit its record.
+    """
+    from training.record import weights_path
+
+    weights = weights_path(record.name)
+    model = _build(
+        record.architecture,
+        record.inputs,
+        record.num_outputs,
+        record.patch_size,
+        record.options,
+        weights,
+        precision,
+    )
+    return Predictor(
+        name=record.name,
+        model=model,
+        modalities=record.inputs,
+        classes=record.class_list,
+        statistics=record.scaling(),
+        patch_size=record.patch_size,
+        regions=record.regions,
+        described={"architecture": record.architecture, "weights": str(weights), "precision": precision},
+    )
+
+
+def from_weights(
+    recipe_name: str, weights: Path, source: TileFile, name: str, precision: str = "float32"
+) -> Predictor:
+    """Build the architecture of a recipe for the tiles of `source`, and load a weights file into it.
+
+    Inputs, their order, patch size and options are the recipe's, channel counts and classes those of the
+    tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs.
+
+    Raises:
+        UserError: If the tiles lack an input of the recipe, or the weights are of another model.
+    """
+    import checkpoints
+    from training.recipe import load_recipe
+
+    recipe = load_recipe(recipe_name)
+    missing = [modality for modality in recipe.inputs if modality not in source.modalities]
+    if missing:
+        raise UserError(
+            f"{source.path}: these tiles have {_listed(source.modalities)}; the recipe {recipe_name!r} takes "
+            f"{', '.join(recipe.inputs)}: predict tiles that have {', '.join(missing)}, too"
+        )
+    modalities = {modality: source.modalities[modality] for modality in recipe.inputs}
+    architecture = recipe.architecture.name
+    options = checkpoints.adapt_options(architecture, recipe.architecture.options, weights)
+    if recipe.location == "region":
+        options["location_size"] = len(PUBLISHED_REGIONS) + 1
+    patch_size = recipe.training.patch_size
+    num_outputs = 1 if recipe.outputs == "sigmoid" else len(source.classes)
+    model = _build(architecture, modalities, num_outputs, patch_size, options, weights, precision)
+    return Predictor(
+        name=name,
+        model=model,
+        modalities=modalities,
+        classes=source.classes,
+        statistics=None,
+        patch_size=patch_size,
+        regions=PUBLISHED_REGIONS,
+        described={"architecture": architecture, "weights": str(weights), "precision": precision},
+    )
+
+
+def _build(
+    architecture: str,
+    modalities: dict[str, int],
+    num_outputs: int,
+    patch_size: int,
+    options: Mapping[str, Any],
+    weights: Path,
+    precision: str,
+) -> keras.Model:
+    import keras
+
+    import architectures
+    import checkpoints
+    from training.precision import POLICIES
+
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[precision])
+    try:
+        model = architectures.build(architecture, modalities, num_outputs, patch_size, **options)
+    finally:
+        keras.config.set_dtype_policy(former)
+    checkpoints.load_weights(model, weights)
+    # A graph is enough, and on CPUs faster than XLA; JAX knows no other way than to compile.
+    model.jit_compile = keras.backend.backend() == "jax"
+    return model
+
+
+def _has_location(model: keras.Model) -> bool:
+    return any(tensor.name == "location" for tensor in model.inputs)
+
+
+def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
+    """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
+    known = published()
+    own = [name for name in modalities if name not in known.shift]
+    if own:
+        warn(
+            f"{', '.join(own)}: how the published data were scaled is not known; scaled with the statistics "
+            f"of {source.path} ({stored.fitted_on}), which the weights may not expect"
+        )
+    merged = stored.select(own)
+    kept = [name for name in modalities if name not in own]
+    return Statistics(
+        known.method,
+        {name: (known if name in kept else merged).shift[name] for name in modalities},
+        {name: (known if name in kept else merged).scale[name] for name in modalities},
+        known.fitted_on + (f"; {', '.join(own)}: {stored.fitted_on}" if own else ""),
+    )
+
+
+def _listed(modalities: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{name} ({count} channel{'s' if count > 1 else ''})" for name, count in modalities.items()
+    )

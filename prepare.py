@@ -1,0 +1,243 @@
+"""Make a dataset of tiles: tiles/NAME/{train,val,test}.hdf5.
+
+Reads    nothing (synthetic), or folders of GeoTIFFs: a folder per band and a folder of masks (bands)
+Writes   tiles/NAME/, whole or not at all
+Copy     python prepare.py synthetic
+
+`python prepare.py COMMAND --help` says what each command takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+import console
+from console import UserError
+
+TILES = Path("tiles")
+
+SYNTHETIC = """Make synthetic scenes of glaciers: tiles/NAME/{train,val,test}.hdf5.
+
+Reads    nothing: the scenes are a function of the seed
+Writes   tiles/NAME/ with the modalities optical, dem, sar and thermal and a mask of glaciers
+Copy     python prepare.py synthetic
+"""
+
+BANDS = """Make tiles of folders of GeoTIFFs: tiles/NAME/{train,val,test}.hdf5.
+
+Reads    TRAIN/BAND/*_RR_CC.tif, a folder per band, and TRAIN/MASKS/*_RR_CC.tif; the same in TEST and VAL.
+         Files whose names end in the same two numbers _RR_CC are one tile, of one size, CRS and transform.
+Writes   tiles/NAME/, if everything is right; else it lists all that is wrong and writes nothing
+Copy     python prepare.py bands karakoram --train scenes/train --test scenes/test \\
+             --bands Band1=blue Band2=green Band3=red Band4=swir1 Band5=thermal --masks label \\
+             --classes 0=background 255=glacier --region HMA --nodata 0
+"""
+
+BANDS_NOTES = """
+What a value of the mask means is for you to say: its nodata tag is not looked at. Several values may have one
+name; the name `ignore` leaves a value's pixels out of training and scores. The first class is the background.
+Several kinds of ice, with lakes that are not glacier:
+
+    --classes 0=background 85=clean_ice 170=debris 255=water --glacier clean_ice debris
+
+Nodata is --nodata, NaN, or the band file's own nodata tag. Pixels that are nodata in all bands are invalid:
+neither trained on nor scored. Where only some bands are nodata the pixel counts, and those bands are 0 after
+scaling.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command and print what the dataset holds."""
+    options = _parser().parse_args(arguments)
+    if not options.name or Path(options.name).name != options.name or options.name.startswith("."):
+        raise UserError(
+            f"NAME is a folder's name in {TILES}/, without slashes or a leading dot, got {options.name!r}"
+        )
+    command = shlex.join(["python", "prepare.py", *arguments])
+
+    from data.tiles import find_dataset, replacing_dataset
+
+    with replacing_dataset(TILES / options.name, overwrite=options.overwrite) as folder:
+        if options.command == "synthetic":
+            _synthetic(folder, options, command)
+        else:
+            _bands(folder, options, command)
+    _summarise(find_dataset(options.name, TILES).splits)
+    print(f"\nwrote {TILES / options.name}/; next: python train.py --help")
+
+
+def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
+    from data import synthetic
+
+    synthetic.write_dataset(
+        folder,
+        seed=options.seed,
+        train=options.train,
+        val=options.val,
+        test=options.test,
+        size=options.size,
+        command=command,
+    )
+
+
+def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
+    from data import bands
+
+    classes, values = bands.parse_classes(options.classes, options.glacier)
+    layout = bands.Layout(
+        bands=bands.parse_bands(options.bands),
+        masks=options.masks,
+        classes=classes,
+        values=values,
+        modality=options.modality,
+        nodata=tuple(options.nodata),
+        region=options.region,
+        subregion=options.subregion,
+    )
+    sources = {
+        split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)
+    }
+    validation = bands.Validation(tuple(options.val_tiles), options.val_fraction, options.seed)
+    bands.write_dataset(folder, layout, sources, validation, options.statistics, command)
+
+
+def _summarise(splits: dict[str, Path]) -> None:
+    """Print tiles, valid share and glacier share of every split."""
+    import numpy as np
+
+    from data.tiles import IGNORE, TileFile
+
+    print(f"{'split':<8}{'tiles':>7}{'regions':>9}{'valid':>9}{'glacier':>9}  (of valid pixels with a label)")
+    for split, path in splits.items():
+        with TileFile(path) as file:
+            glacier_ids = [index for index, info in enumerate(file.classes) if info.glacier]
+            pixels = valid = labelled = glacier = 0
+            for name in file.names:
+                mask, seen = file.mask(name), file.valid(name)
+                counted = seen & (mask != IGNORE)
+                pixels, valid, labelled = (
+                    pixels + mask.size,
+                    valid + int(seen.sum()),
+                    labelled + int(counted.sum()),
+                )
+                glacier += int((np.isin(mask, glacier_ids) & counted).sum())
+            regions = len({file.info(name).region for name in file.names})
+            shares = f"{valid / pixels:>9.1%}{glacier / max(labelled, 1):>9.1%}"
+            print(f"{split:<8}{len(file.names):>7}{regions:>9}{shares}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="prepare.py", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    synthetic = commands.add_parser(
+        "synthetic", help="synthetic scenes", description=SYNTHETIC, formatter_class=raw
+    )
+    synthetic.add_argument(
+        "name", metavar="NAME", nargs="?", default="synthetic", help="of the dataset [%(default)s]"
+    )
+    for split, count in (("train", 60), ("val", 16), ("test", 24)):
+        synthetic.add_argument(
+            f"--{split}", metavar="N", type=_count, default=count, help=f"{split} tiles [%(default)s]"
+        )
+    synthetic.add_argument(
+        "--size",
+        type=_size,
+        default=384,
+        help="height and width of a tile, pixels, at least 64 [%(default)s]",
+    )
+    synthetic.add_argument("--seed", type=int, default=0, help="which scenes [%(default)s]")
+
+    bands = commands.add_parser(
+        "bands",
+        help="a folder per band and a folder of masks",
+        description=BANDS,
+        epilog=BANDS_NOTES,
+        formatter_class=raw,
+    )
+    bands.add_argument("name", metavar="NAME", help="of the dataset")
+    bands.add_argument("--train", metavar="FOLDER", type=Path, required=True, help="training tiles")
+    bands.add_argument(
+        "--test", metavar="FOLDER", type=Path, help="test tiles; without it there is no test split"
+    )
+    validation = bands.add_mutually_exclusive_group()
+    validation.add_argument(
+        "--val", metavar="FOLDER", type=Path, help="validation tiles, if they have their own folder"
+    )
+    validation.add_argument(
+        "--val-tiles",
+        metavar="ID",
+        nargs="+",
+        default=[],
+        help="ids of the training tiles to validate on, e.g. 06_11",
+    )
+    validation.add_argument(
+        "--val-fraction",
+        metavar="SHARE",
+        type=float,
+        default=0.15,
+        help="share of the training tiles to validate on, whole tiles drawn by --seed [%(default)s]",
+    )
+    bands.add_argument("--seed", type=int, default=42, help="of the draw for --val-fraction [%(default)s]")
+    bands.add_argument(
+        "--bands",
+        metavar="FOLDER=NAME",
+        nargs="+",
+        required=True,
+        help="folders of bands and the bands' names, in order",
+    )
+    bands.add_argument("--masks", metavar="FOLDER", required=True, help="folder of the masks")
+    bands.add_argument(
+        "--classes",
+        metavar="VALUE=NAME",
+        nargs="+",
+        required=True,
+        help="what the mask's values mean, background first",
+    )
+    bands.add_argument(
+        "--glacier",
+        metavar="NAME",
+        nargs="+",
+        default=["glacier"],
+        help="which classes are glacier [glacier]",
+    )
+    bands.add_argument("--region", required=True, help="region code of all tiles, e.g. HMA")
+    bands.add_argument("--subregion", default="", help="subregion of all tiles")
+    bands.add_argument(
+        "--modality", default="optical", help="name of the modality the bands make up [%(default)s]"
+    )
+    bands.add_argument(
+        "--nodata",
+        metavar="VALUE",
+        type=float,
+        nargs="+",
+        default=[],
+        help="values that mean nodata in a band",
+    )
+    bands.add_argument(
+        "--statistics",
+        choices=("standardise", "minmax"),
+        default="standardise",
+        help="how values are scaled, fitted on the valid training pixels [%(default)s]",
+    )
+
+    for command in (synthetic, bands):
+        command.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
+    return parser
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    return _count(text, least=64)
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,334 @@
+"""What every architecture of the registry promises, on small versions of the real graphs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import architectures
+from architectures import REGISTRY, blocks, options_of
+from console import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+INPUTS = {"optical": 3, "dem": 2}
+SMALL = {
+    "width": 8,
+    "fusion_width": 8,
+    "vit_width": 8,
+    "decoder_width": 8,
+    "mlp": 16,
+    "depth": 2,
+    "heads": 2,
+    "steps": 2,
+}
+# Every architecture as it is by default, and the variants that differ in their graph.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in REGISTRY},
+    "glavitu 2025": ("glavitu", {"variant": "2025"}),
+    "glavitu 2025 with location": ("glavitu", {"variant": "2025", "location_size": 4}),
+    "glavitu without deep supervision": ("glavitu", {"deep_supervision": False}),
+}
+Patch = int | tuple[int, int]
+
+
+def arguments(case: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name of an architecture and the options of its small version."""
+    name, own = CASES[case]
+    small = {key: value for key, value in SMALL.items() if key in options_of(name)}
+    return name, {**small, **own, **options}
+
+
+def small(case: str, num_classes: int = 2, patch_size: Patch = 32, **options: Any) -> keras.Model:
+    """Build the small version with weights that leave no layer without effect."""
+    name, options = arguments(case, **options)
+    model = architectures.build(name, INPUTS, num_classes, patch_size, **options)
+    scatter(model)
+    return model
+
+
+def scatter(model: keras.Model, seed: int = 0) -> None:
+    """Give every variable random values of a useful size."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if variable.name == "moving_variance":
+            variable.assign(rng.uniform(0.7, 1.3, shape))
+        elif variable.name in {"gamma", "beta", "bias", "moving_mean"}:
+            variable.assign(rng.normal(float(variable.name == "gamma"), 0.2, shape))
+        else:
+            fan_in = np.prod(shape[:-1]) if len(shape) != 3 else shape[0]
+            variable.assign(rng.normal(0.0, 1.0 / np.sqrt(fan_in), shape))
+
+
+def examples(model: keras.Model, seed: int = 1, batch: int = 2) -> dict[str, np.ndarray]:
+    """Return random inputs for `model`."""
+    rng = np.random.default_rng(seed)
+    return {
+        tensor.name: rng.normal(size=(batch, *tensor.shape[1:])).astype("float32") for tensor in model.inputs
+    }
+
+
+def outputs(
+    model: keras.Model, inputs: dict[str, np.ndarray], training: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the model's outputs as arrays."""
+    return {
+        key: keras.ops.convert_to_numpy(value) for key, value in model(inputs, training=training).items()
+    }
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
+    """Compare two dicts of outputs."""
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol=0, atol=tolerance, err_msg=key)
+
+
+@pytest.fixture
+def policy() -> Iterator[Any]:
+    """Return the function that sets the precision policy, which is put back afterwards."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestContract:
+    """The promises of `architectures.build`."""
+
+    @pytest.mark.parametrize("num_classes", [1, 2, 4])
+    @pytest.mark.parametrize("patch", [32, (32, 64)], ids=["square", "oblong"])
+    def test_outputs_are_probabilities_of_the_inputs_size(
+        self, case: str, num_classes: int, patch: Patch
+    ) -> None:
+        model = small(case, num_classes, patch)
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        y = outputs(model, examples(model))
+        name, options = arguments(case)
+        deep = (options_of(name) | options).get("deep_supervision", False)
+        assert set(y) == ({"output", "deepsupervision"} if deep else {"output"})
+        for probs in y.values():
+            assert probs.shape == (2, height, width, num_classes)
+            assert probs.dtype == np.float32
+            assert (probs >= 0).all() and (probs <= 1).all()
+            if num_classes > 1:
+                np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-5)
+            else:
+                assert probs.std() > 1e-3  # a softmax over one class is 1 everywhere
+
+    @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+    def test_probabilities_are_float32_under_mixed_precision(
+        self, case: str, precision: str, policy: Any
+    ) -> None:
+        whole = small(case)
+        expected = outputs(whole, examples(whole))
+        policy(precision)
+        model = small(case)
+        assert model.get_layer("fusion").compute_dtype == precision.removeprefix("mixed_")
+        assert {variable.dtype for variable in model.weights} == {"float32"}
+        y = outputs(model, examples(model))
+        for key, probs in y.items():
+            assert probs.dtype == np.float32
+            np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-5)
+            assert 0 < np.abs(probs - expected[key]).mean() < 0.05
+
+    def test_every_weight_has_a_gradient(self, case: str) -> None:
+        model = small(case, dropout=0.0)
+        rng = np.random.default_rng(2)
+        x = examples(model)
+        with tf.GradientTape() as tape:
+            y = model(x, training=True)
+            # Random weights in the sum: probabilities alone sum to a constant.
+            loss = sum(tf.reduce_sum(probs * rng.normal(size=probs.shape)) for probs in y.values())
+        weights = model.trainable_weights
+        gradients = tape.gradient(loss, [variable.value for variable in weights])
+        without = {id(variable) for variable in without_effect(model)}
+        assert without  # attention keys and convolutions before a normalisation
+        for variable, gradient in zip(weights, gradients, strict=True):
+            assert gradient is not None, variable.path
+            size = float(tf.reduce_max(tf.abs(gradient)))
+            assert np.isfinite(size), variable.path
+            assert (size < 1e-3) if id(variable) in without else (size > 1e-3), (variable.path, size)
+
+    def test_dropout_is_on_in_training_only(self, case: str) -> None:
+        model = small(case, dropout=0.5)
+        x = examples(model)
+        for key, first in outputs(model, x, training=True).items():
+            assert np.abs(first - outputs(model, x, training=True)[key]).max() > 1e-3
+        assert_same(outputs(model, x), outputs(model, x))
+
+    def test_saved_weights_predict_the_same(self, case: str, tmp_path: Path) -> None:
+        model = small(case)
+        model.save_weights(tmp_path / "a.weights.h5")
+        name, options = arguments(case)
+        other = architectures.build(name, INPUTS, 2, 32, **options)
+        other.load_weights(tmp_path / "a.weights.h5")
+        assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
+
+    def test_saved_model_predicts_the_same(self, case: str, tmp_path: Path) -> None:
+        model = small(case)
+        model.save(tmp_path / "a.keras")
+        other = keras.models.load_model(tmp_path / "a.keras")
+        assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
+
+    def test_model_and_layers_round_trip_through_their_config(self, case: str) -> None:
+        model = small(case)
+        other = keras.Model.from_config(model.get_config())
+        assert other.get_config() == model.get_config()
+        other.set_weights(model.get_weights())
+        assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
+
+    def test_inputs_go_by_name(self, case: str) -> None:
+        model = small(case)
+        x = examples(model)
+        assert_same(outputs(model, dict(reversed(x.items()))), outputs(model, x))
+
+    def test_order_of_inputs_is_the_callers(self, case: str) -> None:
+        name, options = arguments(case)
+        for inputs in ({"zinc": 4, "alum": 2}, {"alum": 2, "zinc": 4}):
+            model = architectures.build(name, inputs, 2, 32, **options)
+            kernels = [w for w in model.get_layer("fusion").trainable_weights if len(w.shape) == 4]
+            assert [kernel.shape[2] for kernel in kernels[::2]] == list(inputs.values())
+
+    @pytest.mark.parametrize("patch", [5, 37, 58, (32, 41)])
+    def test_patch_size_is_answered_with_the_nearest_that_works(self, case: str, patch: Patch) -> None:
+        with pytest.raises(UserError, match="nearest") as refusal:
+            small(case, patch_size=patch)
+        advised = [int(side) for side in re.findall(r"\d+", str(refusal.value).split("nearest")[1])]
+        height, width = advised[0], advised[-1]
+        assert small(case, patch_size=(height, width)).output["output"].shape[1:3] == (height, width)
+        sides = (patch, patch) if isinstance(patch, int) else patch
+        stride = REGISTRY[CASES[case][0]].stride(**arguments(case)[1])
+        for side, nearest in zip(sides, (height, width), strict=True):
+            assert nearest == stride or abs(side - nearest) <= stride / 2
+
+
+def without_effect(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables that no output depends on, so that their gradient is 0.
+
+    A batch normalisation takes away any constant that the layer before it adds; the softmax over the keys takes away
+    what a bias of the keys adds to all of them.
+    """
+    found = []
+    for layer in sublayers(model):
+        if isinstance(layer, blocks.DoubleConvolution):
+            found += [layer.convolution_1.bias, layer.convolution_2.bias]
+        elif isinstance(layer, blocks.LocationEncoding):
+            found += [layer.linear_1.bias, layer.linear_2.bias]
+        elif isinstance(layer, keras.layers.MultiHeadAttention):
+            found += [w for w in layer.weights if w.path.endswith("/key/bias")]
+        elif isinstance(layer, keras.Model):
+            for first, second in zip(layer.layers, layer.layers[1:], strict=False):
+                if isinstance(second, keras.layers.BatchNormalization):
+                    found += [first.bias]
+    return found
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return `layer` and all layers in it."""
+    if isinstance(layer, keras.Model):
+        members = list(layer.layers)
+    else:
+        values = [vars(layer)[key] for key in vars(layer) if not key.startswith("_")]
+        members = [m for v in values for m in (v if isinstance(v, list) else [v])]
+    inner = [sublayers(member) for member in members if isinstance(member, keras.layers.Layer)]
+    return [layer, *(member for group in inner for member in group)]
+
+
+class TestRefusals:
+    """What can't be built is answered with what can."""
+
+    def test_unknown_name_lists_the_known(self) -> None:
+        with pytest.raises(UserError) as refusal:
+            architectures.build("glavito", INPUTS)
+        assert all(name in str(refusal.value) for name in ["glavito", *REGISTRY])
+
+    @pytest.mark.parametrize("name", REGISTRY)
+    def test_unknown_option_lists_the_known(self, name: str) -> None:
+        with pytest.raises(UserError) as refusal:
+            architectures.build(name, INPUTS, widht=8)
+        assert all(option in str(refusal.value) for option in ["widht", *options_of(name)])
+
+    @pytest.mark.parametrize("name", REGISTRY)
+    @pytest.mark.parametrize(
+        "key, value",
+        [
+            ("num_classes", 0),
+            ("num_classes", 2.0),
+            ("dropout", 1.0),
+            ("dropout", -0.1),
+            ("dropout", float("nan")),
+            ("width", 0),
+            ("width", 8.5),
+            ("depth", 0),
+            ("heads", 3),
+            ("steps", 0),
+            ("variant", "2024"),
+            ("deep_supervision", "no"),
+            ("location_size", -1),
+        ],
+    )
+    def test_impossible_value_is_named(self, name: str, key: str, value: Any) -> None:
+        if key != "num_classes" and key not in options_of(name):
+            pytest.skip(f"{name} has no {key}")
+        with pytest.raises(UserError) as refusal:
+            architectures.build(name, INPUTS, patch_size=32, **{key: value})
+        assert key in str(refusal.value) and str(value) in str(refusal.value)
+
+    @pytest.mark.parametrize("name", REGISTRY)
+    @pytest.mark.parametrize("inputs", [{}, {"optical": 0}, {"optical": 6, "location": 12}])
+    def test_impossible_inputs_are_named(self, name: str, inputs: dict[str, int]) -> None:
+        with pytest.raises(UserError, match="modalit"):
+            architectures.build(name, inputs, patch_size=32)
+
+    def test_location_needs_the_2025_variant(self) -> None:
+        with pytest.raises(UserError, match="2025"):
+            architectures.build("glavitu", INPUTS, patch_size=32, location_size=4)
+
+    def test_variant_may_come_as_a_number(self) -> None:
+        """YAML and the command line read 2025 as a number."""
+        name, options = arguments("glavitu", variant=2025, location_size=4)
+        assert "location" in architectures.build(name, INPUTS, patch_size=32, **options).input
+
+
+JAX = """
+import sys
+import keras, numpy as np
+import architectures, checkpoints
+assert keras.backend.backend() == "jax"
+folder, cases, inputs = sys.argv[1], *map(eval, sys.argv[2:])
+for number, (name, options) in enumerate(cases):
+    model = architectures.build(name, inputs, 2, 32, **options)
+    checkpoints.load_weights(model, f"{folder}/{number}.weights.h5")
+    y = model.predict_on_batch(dict(np.load(f"{folder}/{number}.x.npz")))
+    np.savez(f"{folder}/{number}.y.npz", **y)
+"""
+
+
+def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
+    expected = {}
+    for number, case in enumerate(CASES):
+        model = small(case)
+        x = examples(model)
+        model.save_weights(tmp_path / f"{number}.weights.h5")
+        np.savez(tmp_path / f"{number}.x.npz", **x)
+        expected[number] = outputs(model, x)
+    subprocess.run(
+        [sys.executable, "-c", JAX, str(tmp_path), repr([arguments(c) for c in CASES]), repr(INPUTS)],
+        cwd=REPOSITORY,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        timeout=300,
+    )
+    for number, y in expected.items():
+        assert_same(dict(np.load(tmp_path / f"{number}.y.npz")), y, tolerance=1e-4)

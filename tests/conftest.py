@@ -1,0 +1,122 @@
+"""Fixtures that rooms share: tile files made on the fly, and the folder of reference data if it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data.normalisation import Statistics, fit
+from data.tiles import TWO_CLASSES, ClassInfo, TileWriter
+
+WriteTiles = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the repository; without it the tests that need it are skipped."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference data in {folder}")
+    return folder
+
+
+def random_tile(
+    rng: np.random.Generator, size: tuple[int, int], modalities: Mapping[str, int], classes: int = 2
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
+    """Draw modalities `(H, W, C)` in 0..1 and a mask `(H, W)`."""
+    arrays = {name: rng.random((*size, count), dtype=np.float32) for name, count in modalities.items()}
+    return arrays, rng.integers(0, classes, size).astype(np.uint8)
+
+
+@pytest.fixture
+def write_tiles() -> WriteTiles:
+    """Write a tile file in our format: `write_tiles(path, regions=("HMA", "ALP"), size=(32, 40), …)`.
+
+    Tile `t0` has the first region, `t1` the second and so on; the lower left corner of each is invalid.
+    """
+
+    def write(
+        path: Path,
+        regions: Sequence[str] = ("HMA", "ALP"),
+        size: tuple[int, int] = (32, 40),
+        modalities: Mapping[str, int] | None = None,
+        classes: Sequence[ClassInfo] = TWO_CLASSES,
+        statistics: Statistics | None = None,
+        seed: int = 0,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        modalities = modalities or {"optical": 6, "dem": 2}
+        bands = {name: [f"{name}{index}" for index in range(count)] for name, count in modalities.items()}
+        tiles = [random_tile(rng, size, modalities, len(classes)) for _ in regions]
+        valid = np.ones(size, bool)
+        valid[-(size[0] // 8 or 1) :, : size[1] // 8 or 1] = False
+        for arrays, _ in tiles:
+            for array in arrays.values():
+                array[~valid] = np.nan
+        statistics = statistics or fit((arrays, valid) for arrays, _ in tiles)
+        with TileWriter(path, classes, bands, statistics, {"kind": "test"}, "pytest") as writer:
+            for index, (region, (arrays, mask)) in enumerate(zip(regions, tiles, strict=True)):
+                writer.add(f"t{index}", arrays, mask, valid, region, f"{region}-1")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_published_2023() -> WriteTiles:
+    """Write a tile file as published in 2023: padded, one-hot `groundtruth`, no region, no file attributes.
+
+    `write_published_2023(path, tiles={"SC2-59-84": (40, 48)}, padding=(3, 5))`: sizes include the padding,
+    which is the total added; the attributes hold the half of it in front, rounded down.
+    """
+
+    def write(
+        path: Path,
+        tiles: Mapping[str, tuple[int, int]] | None = None,
+        padding: tuple[int, int] = (3, 5),
+        unlabelled: int = 0,
+        seed: int = 0,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        with h5py.File(path, "w") as file:
+            for name, size in (tiles or {"SC2-59-84": (40, 48), "HMA-1-2": (48, 40)}).items():
+                arrays, mask = random_tile(rng, size, {"optical": 6, "dem": 2, "sar": 2})
+                one_hot = np.eye(2, dtype=np.uint8)[mask]
+                one_hot[:unlabelled] = 0
+                group = file.create_group(name)
+                for key, array in {**arrays, "groundtruth": one_hot}.items():
+                    group.create_dataset(key, data=array, compression="gzip")
+                group.attrs["padding_height"], group.attrs["padding_width"] = padding[0] // 2, padding[1] // 2
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_published_2025() -> WriteTiles:
+    """Write a tile file as published in 2025: one-hot `outlines`, region, subregion, size and degrees."""
+
+    def write(
+        path: Path, regions: Sequence[str] = ("ALP", "SVAL"), size: tuple[int, int] = (40, 48), seed: int = 0
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        modalities = {"optical": 6, "dem": 2, "co_pol_sar": 2, "cross_pol_sar": 2, "in_sar": 2, "thermal": 1}
+        with h5py.File(path, "w") as file:
+            for index, region in enumerate(regions):
+                arrays, mask = random_tile(rng, size, modalities)
+                group = file.create_group(f"tile{index}")
+                for key, array in {**arrays, "outlines": np.eye(2, dtype=np.float32)[mask]}.items():
+                    group.create_dataset(key, data=array)
+                group.attrs["region"], group.attrs["subregion"] = region, f"{region}-{index}"
+                group.attrs["height"], group.attrs["width"] = size
+                group.attrs["padding_height"], group.attrs["padding_width"] = 2, 0
+                for key, degrees in (("xmin", 10.0), ("xmax", 10.2), ("ymin", 46.0), ("ymax", 46.2)):
+                    group.attrs[key] = degrees
+        return path
+
+    return write

@@ -1,0 +1,170 @@
+"""Blending covers every pixel with the stated weights, whatever the size, the batch and the neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data.windows import starts
+from inference.sliding import blend, blend_all, kernel
+
+Floats = NDArray[np.float32]
+SIZES = [(1, 1), (5, 7), (16, 16), (17, 16), (9, 40), (33, 47), (64, 20)]
+PATCH = 16
+
+
+def image(height: int, width: int, channels: int = 2, seed: int = 0) -> dict[str, Floats]:
+    """Random values for one modality."""
+    values = np.random.default_rng(seed).random((height, width, channels))
+    return {"optical": values.astype(np.float32)}
+
+
+def identity(batch: dict[str, Floats]) -> Floats:
+    """A model that returns its input."""
+    return batch["optical"]
+
+
+def positional(batch: dict[str, Floats]) -> Floats:
+    """A model whose answer depends on where in the window a pixel lies, as that of a real network does."""
+    patch = batch["optical"].shape[1]
+    return batch["optical"] * np.arange(1, patch * patch + 1, dtype=np.float32).reshape(1, patch, patch, 1)
+
+
+def test_kernel_is_the_stated_one() -> None:
+    axis = np.linspace(-1, 1, 9)
+    expected = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / 2)
+    np.testing.assert_allclose(kernel(9), expected, rtol=1e-6)
+    assert kernel(1).shape == (1, 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_constant_stays_constant(size: tuple[int, int]) -> None:
+    def constant(batch: dict[str, Floats]) -> Floats:
+        return np.tile(np.float32([0.3, 0.7]), (*batch["optical"].shape[:3], 1))
+
+    blended = blend(constant, image(*size), patch=PATCH, num_outputs=2, batch=3)
+    assert blended.dtype == np.float32
+    assert blended.shape == (*size, 2)
+    np.testing.assert_allclose(blended, np.tile(np.float32([0.3, 0.7]), (*size, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [None, 5, PATCH])
+def test_the_identity_reproduces_its_input(size: tuple[int, int], stride: int | None) -> None:
+    inputs = image(*size)
+    blended = blend(identity, inputs, patch=PATCH, num_outputs=2, stride=stride, batch=4)
+    np.testing.assert_allclose(blended, inputs["optical"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("patch", [PATCH, 7])
+def test_equals_a_slow_reference(size: tuple[int, int], patch: int) -> None:
+    inputs = image(*size)["optical"]
+    height, width = size
+    padded = np.zeros((max(height, patch), max(width, patch), 2))
+    padded[:height, :width] = inputs
+    axis = np.linspace(-1, 1, patch)
+    total, weight = np.zeros_like(padded), np.zeros(padded.shape[:2])
+    for top in starts(height, patch, patch // 2):
+        for left in starts(width, patch, patch // 2):
+            window = padded[None, top : top + patch, left : left + patch]
+            answer = positional({"optical": window.astype(np.float32)})[0]
+            for i in range(patch):
+                for j in range(patch):
+                    factor = np.exp(-(axis[i] ** 2 + axis[j] ** 2) / 2)
+                    total[top + i, left + j] += answer[i, j] * factor
+                    weight[top + i, left + j] += factor
+    expected = (total / weight[..., None])[:height, :width]
+    blended = blend(positional, {"optical": inputs}, patch=patch, num_outputs=2, batch=5)
+    np.testing.assert_allclose(blended, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 100])
+def test_batches_are_of_one_size_and_do_not_change_the_result(batch: int) -> None:
+    sizes = set()
+
+    def model(batch: dict[str, Floats]) -> Floats:
+        sizes.add(batch["optical"].shape)
+        return positional(batch)
+
+    blended = blend(model, image(33, 47), patch=PATCH, num_outputs=2, batch=batch)
+    assert sizes == {(batch, PATCH, PATCH, 2)}
+    np.testing.assert_array_equal(
+        blended, blend(positional, image(33, 47), patch=PATCH, num_outputs=2, batch=2)
+    )
+
+
+def test_many_arrays_share_batches_and_come_out_in_order_as_if_alone() -> None:
+    calls = 0
+
+    def model(batch: dict[str, Floats]) -> Floats:
+        nonlocal calls
+        calls += 1
+        return positional(batch)
+
+    arrays = [image(*size, seed=seed) for seed, size in enumerate(SIZES)]
+    together = list(blend_all(model, arrays, patch=PATCH, num_outputs=2, batch=4))
+    windows = sum(len(starts(h, PATCH, 8)) * len(starts(w, PATCH, 8)) for h, w in SIZES)
+    assert calls == -(-windows // 4)
+    for array, blended in zip(arrays, together, strict=True):
+        np.testing.assert_array_equal(blended, blend(positional, array, patch=PATCH, num_outputs=2))
+
+
+def test_arrays_are_read_only_as_they_are_needed() -> None:
+    read = []
+
+    def arrays():  # noqa: ANN202
+        for seed in range(10):
+            read.append(seed)
+            yield image(PATCH, PATCH, seed=seed)
+
+    stream = blend_all(identity, arrays(), patch=PATCH, num_outputs=2, batch=2)
+    next(stream)
+    assert read == [0, 1]
+
+
+def test_away_from_the_edges_the_result_moves_with_the_grid() -> None:
+    whole = image(64, 48)
+    stride = PATCH // 2
+    cut = {"optical": whole["optical"][stride:]}
+    blended = blend(positional, whole, patch=PATCH, num_outputs=2)
+    moved = blend(positional, cut, patch=PATCH, num_outputs=2)
+    np.testing.assert_allclose(moved[PATCH:], blended[PATCH + stride :], rtol=1e-5)
+
+
+def test_modalities_of_a_window_come_from_the_same_place() -> None:
+    optical, dem = image(33, 20)["optical"], image(33, 20, channels=1, seed=1)["optical"]
+
+    def difference(batch: dict[str, Floats]) -> Floats:
+        assert list(batch) == ["optical", "dem"]
+        return batch["optical"] - batch["dem"]
+
+    blended = blend(difference, {"optical": optical, "dem": dem}, patch=PATCH, num_outputs=2)
+    np.testing.assert_allclose(blended, optical - dem, atol=1e-6)
+
+
+def test_a_vector_goes_with_every_window_of_its_array() -> None:
+    def model(batch: dict[str, Floats]) -> Floats:
+        assert batch["location"].shape == (4, 3)
+        return np.broadcast_to(batch["location"][:, None, None], (4, PATCH, PATCH, 3))
+
+    locations = [np.float32([1, 0, 0]), np.float32([0, 0, 1])]
+    arrays = [{**image(20, 30), "location": location} for location in locations]
+    for location, blended in zip(
+        locations, blend_all(model, arrays, patch=PATCH, num_outputs=3, batch=4), strict=True
+    ):
+        np.testing.assert_allclose(blended, np.tile(location, (20, 30, 1)), rtol=1e-6)
+
+
+def test_padding_is_zero_and_behind() -> None:
+    seen: list[Floats] = []
+
+    def model(batch: dict[str, Floats]) -> Floats:
+        seen.append(batch["optical"].copy())
+        return batch["optical"]
+
+    inputs = image(5, 7)
+    blend(model, inputs, patch=PATCH, num_outputs=2, batch=2)
+    np.testing.assert_array_equal(seen[0][0, :5, :7], inputs["optical"])
+    assert not seen[0][0, 5:].any() and not seen[0][0, :, 7:].any() and not seen[0][1].any()

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+from rasterio import Affine
+
+import prepare
+from console import UserError
+from data.tiles import TileFile, find_dataset
+
+SIZE = 16
+SCRIPT = Path(prepare.__file__)
+BANDS = ["--bands", "B1=blue", "B2=swir1", "--masks", "label", "--classes", "0=background", "255=glacier"]
+OPTIONS = [*BANDS, "--region", "HMA", "--nodata", "0"]
+
+
+def write_source(folder: Path, first: int, count: int) -> Path:
+    rng = np.random.default_rng(first)
+    for index in range(first, first + count):
+        for name in ("B1", "B2", "label"):
+            values = rng.integers(1, 200, (SIZE, SIZE)).astype(np.uint8)
+            values[:4] = 0
+            if name == "label":
+                values = np.where(values > 100, 255, 0).astype(np.uint8)
+            path = folder / name / f"x_{index:02}_07.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            transform = Affine(30, 0, index * SIZE * 30, 0, -30, 4e6)
+            with rasterio.open(
+                path, "w", driver="GTiff", count=1, height=SIZE, width=SIZE, dtype="uint8", crs="EPSG:32643",
+                transform=transform,
+            ) as dataset:  # fmt: skip
+                dataset.write(values, 1)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory with the sources train (4 tiles) and test (2 tiles)."""
+    write_source(tmp_path / "train", 0, 4)
+    write_source(tmp_path / "test", 10, 2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> None:
+    prepare.main(["bands", *arguments, *OPTIONS])
+
+
+def run_script(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_bands_writes_a_dataset_and_prints_what_it_holds(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("karakoram", "--train", "train", "--test", "test", "--val-tiles", "01_07", "--subregion", "K2")
+    dataset = find_dataset()
+    assert dataset.name == "karakoram"
+    assert {split: len(TileFile(path).names) for split, path in dataset.splits.items()} == {
+        "train": 3,
+        "val": 1,
+        "test": 2,
+    }
+    file = TileFile(dataset.path("test"))
+    assert file.command.startswith(
+        "python prepare.py bands karakoram --train train --test test --val-tiles 01_07"
+    )
+    assert (file.info("10_07").region, file.info("10_07").subregion) == ("HMA", "K2")
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    glacier = np.mean([file.mask(name)[file.valid(name)] for name in file.names])
+    assert ["test", "2", "1", "75.0%", f"{glacier:.1%}"] in printed
+    assert [path.name for path in Path("tiles").iterdir()] == ["karakoram"], "no temporary is left"
+
+
+def test_synthetic_writes_a_dataset(here: Path) -> None:
+    prepare.main(["synthetic", "--train", "3", "--val", "1", "--test", "2", "--size", "64", "--seed", "5"])
+    dataset = find_dataset()
+    assert dataset.name == "synthetic"
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        file = TileFile(dataset.path(split))
+        assert len(file.names) == count
+        assert file.check(list(file.modalities)) == []
+        assert (file.info(file.names[0]).height, file.info(file.names[0]).width) == (64, 64)
+        assert file.command == "python prepare.py synthetic --train 3 --val 1 --test 2 --size 64 --seed 5"
+        assert file.statistics == TileFile(dataset.path("train")).statistics
+    with pytest.raises(UserError, match="--overwrite"):
+        prepare.main(["synthetic"])
+
+
+def test_a_dataset_is_not_overwritten_unless_asked(here: Path) -> None:
+    run("k", "--train", "train")
+    before = TileFile("tiles/k/train.hdf5").digest
+    with pytest.raises(UserError, match="--overwrite"):
+        run("k", "--train", "train", "--val-tiles", "00_07")
+    assert TileFile("tiles/k/train.hdf5").digest == before
+    run("k", "--train", "train", "--val-tiles", "00_07", "--overwrite")
+    assert TileFile("tiles/k/val.hdf5").names == ["00_07"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_wrong_rasters_write_nothing(here: Path, overwrite: bool) -> None:
+    if overwrite:
+        run("k", "--train", "train")
+    (here / "train" / "B1" / "x_00_07.tif").unlink()
+    (here / "train" / "label" / "x_01_07.tif").unlink()
+    with pytest.raises(UserError, match=r"2 problems[^$]*no blue band[^$]*no mask"):
+        run("k", "--train", "train", *(["--overwrite"] if overwrite else []))
+    if overwrite:
+        assert len(TileFile("tiles/k/train.hdf5").names) == 3, "the former dataset stays"
+    assert [path.name for path in Path("tiles").iterdir()] == (["k"] if overwrite else [])
+
+
+def test_a_full_disk_writes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = h5py.Group.create_dataset
+    written = []
+
+    def full(self: h5py.Group, name: str, *args: object, **options: object) -> h5py.Dataset:
+        written.append(name)
+        if len(written) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(self, name, *args, **options)
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
+    with pytest.raises(OSError) as caught:
+        run("k", "--train", "train")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(Path("tiles").iterdir()) == []
+
+
+def test_wrong_input_exits_with_2_and_one_message(here: Path) -> None:
+    path = here / "train" / "B2" / "x_02_07.tif"
+    path.write_bytes(path.read_bytes()[:300])
+    (here / "train" / "label" / "x_01_07.tif").unlink()
+    done = run_script(here, "bands", "k", "--train", "train", *OPTIONS)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 2 problems with the rasters, nothing is written:\n")
+    assert len(done.stderr.splitlines()) == 3
+    assert "Traceback" not in done.stderr
+    assert not list(here.glob("tiles/*"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden"])
+def test_a_dataset_stays_in_its_folder(here: Path, name: str) -> None:
+    with pytest.raises(UserError, match="NAME is a folder's name"):
+        run(name, "--train", "train")
+    assert not Path("tiles").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--val", "test", "--val-tiles", "00_07"],
+        ["--val-fraction", "much"],
+        ["--statistics", "guess"],
+        ["--seed", "x"],
+    ],
+)
+def test_impossible_options_of_bands_exit_with_2(
+    here: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("k", "--train", "train", *arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--size", "63"], ["--train", "0"], ["--test", "-1"], ["--val", "x"]])
+def test_impossible_options_of_synthetic_exit_with_2(
+    here: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["synthetic", *arguments])
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+    assert not Path("tiles").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "copy"),
+    [
+        ([], "python prepare.py synthetic"),
+        (["synthetic"], "python prepare.py synthetic"),
+        (["bands"], "python prepare.py bands karakoram"),
+    ],
+)
+def test_help_opens_with_what_is_read_and_written_and_the_command(
+    arguments: list[str], copy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main([*arguments, "--help"])
+    assert caught.value.code == 0
+    opening = capsys.readouterr().out.split("\n\n", 1)[1][:900]
+    for text in ("tiles/NAME/{train,val,test}.hdf5", "Reads ", "Writes ", f"Copy     {copy}"):
+        assert text in opening
+
+
+def test_help_imports_nothing_heavy(here: Path) -> None:
+    code = (
+        "import sys, prepare; print({'keras', 'tensorflow', 'rasterio', 'h5py', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,1 @@
+"""Training: recipe, losses, metrics, schedules, the run and its record."""

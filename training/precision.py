@@ -1,0 +1,54 @@
+"""Which arithmetic a run uses: what the recipe allows and the device computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from console import UserError
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def has_gpu() -> bool:
+    """Return whether the backend of Keras sees a GPU."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return bool(torch.cuda.is_available())
+    return bool(keras.distribution.list_devices("gpu"))
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor multiplies in bfloat16 (AVX512-BF16 or AMX); unknown counts as no."""
+    try:
+        return bool(_CPU_FLAGS & set(cpuinfo.read_text(encoding="utf-8").split()))
+    except OSError:
+        return False
+
+
+def choose(asked: str | None, allowed: Sequence[str], gpu: bool | None = None, bfloat16: bool | None = None) -> str:
+    """Return `float32`, `bfloat16` or `float16`.
+
+    Args:
+        asked: What the user asked for; None or `auto` takes the first allowed precision that the device computes in,
+            else float32.
+        allowed: Reduced precisions of the recipe, in order of preference.
+        gpu: Whether there is a GPU; None asks the backend.
+        bfloat16: Whether the CPU computes in bfloat16; None asks the processor.
+
+    Raises:
+        UserError: An unknown name. What the user names is taken as it is, also float16 on a CPU, slow as that is.
+    """
+    gpu = has_gpu() if gpu is None else gpu
+    if asked not in (None, "auto"):
+        if asked not in POLICIES:
+            raise UserError(f"unknown precision {asked!r}; there are: auto, {', '.join(POLICIES)}")
+        return str(asked)
+    supported = {"float16", "bfloat16"} if gpu else set()
+    if not gpu and (cpu_has_bfloat16() if bfloat16 is None else bfloat16):
+        supported = {"bfloat16"}
+    return next((name for name in allowed if name in supported), "float32")

@@ -1,0 +1,205 @@
+"""Recipes: YAML files that say how a system is trained, read into one frozen, validated object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from console import UserError
+from data.augmentation import Augmentation
+from training.losses import LossTerms
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+ReducedPrecision = Literal["float16", "bfloat16"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Part):
+    """Which network: a name of the zoo and the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Optimiser(_Part):
+    """Adam, or AdamW with decoupled `weight_decay`."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _decay_is_used(self) -> Optimiser:
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError("weight_decay needs the optimiser adamw")
+        return self
+
+
+class Plateau(_Part):
+    """×`factor` after `patience` epochs without the monitored score rising by more than `min_delta`."""
+
+    name: Literal["plateau"]
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Count = 10
+    min_delta: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class Cosine(_Part):
+    """Half a cosine from the rate to 0 over the run's epochs, after the warm-up."""
+
+    name: Literal["cosine"]
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Training(_Part):
+    """Sizes, optimiser, schedule and stopping; epochs count from 1 in what the user sees.
+
+    `epoch_factor` × ⌊whole patches / batch⌋ steps make an epoch, at least 1, unless `steps_per_epoch` says otherwise.
+    `stop_patience` epochs without any gain in the monitored score end the run; null never does. `precision` lists the
+    reduced precisions that the recipe allows, in order of preference.
+    """
+
+    patch_size: Count = 384
+    batch_size: Count = 8
+    epochs: Count = 1000
+    epoch_factor: Positive = 2.0
+    steps_per_epoch: Count | None = None
+    optimiser: Optimiser = Optimiser()
+    schedule: Annotated[Plateau | Cosine, Field(discriminator="name")]
+    monitor: Literal["iou", "f1", "mcc"] = "iou"
+    stop_patience: Count | None = None
+    precision: tuple[ReducedPrecision, ...] = ()
+    validation_batch_size: Count | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    def steps(self, whole_patches: int) -> int:
+        """Return the steps of an epoch over a split that holds `whole_patches`."""
+        return self.steps_per_epoch or max(1, int(self.epoch_factor * (whole_patches // self.batch_size)))
+
+
+class Recipe(_Part):
+    """A published system, or one of ours, as `train.py` runs it.
+
+    `inputs` names the modalities in the model's order; channel counts come from the training file. `outputs` is
+    `softmax` over the tile file's classes, or `sigmoid` for one probability of the second of two classes.
+    `loss` sums its terms on every output, `output_weights` weighs outputs other than 1. `location: region` adds the
+    one-hot region input to architectures that take one; it is withheld with probability `unknown_region`.
+    """
+
+    name: str
+    architecture: Architecture
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
+    outputs: Literal["softmax", "sigmoid"] = "softmax"
+    location: Literal["none", "region"] = "none"
+    unknown_region: Annotated[float, Field(ge=0, le=1)] = 0.1
+    loss: LossTerms
+    output_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    augmentation: Augmentation = Augmentation()
+    training: Training
+    reported: dict[str, float] = {}
+
+    @field_validator("inputs")
+    @classmethod
+    def _no_repeats(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(inputs)) < len(inputs):
+            raise ValueError("a modality is named twice")
+        return inputs
+
+    @model_validator(mode="after")
+    def _location_is_ours(self) -> Recipe:
+        if "location_size" in self.architecture.options:
+            raise ValueError("location_size follows from the data: set `location: region` instead")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in `recipes/`."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """Read recipe `name`, or a YAML file at that path, with `key=value` changes such as `training.batch_size=4`.
+
+    Raises:
+        UserError: Unknown recipe, unreadable YAML, unknown key, impossible value; the message names the key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown recipe {name!r}; there are: {', '.join(recipe_names())}, or give a .yaml file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, received {type(content).__name__}")
+    content.setdefault("name", path.stem)
+    for change in changes:
+        _set(content, change)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
+    """Validate `content`; `source` stands in front of the message. Raises `UserError` naming every wrong key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n  ".join([f"{source}:", *map(_sentence, error.errors())])) from None
+
+
+def _set(content: dict[str, Any], change: str) -> None:
+    """Apply one `a.b.c=value`; the value is YAML. Keys are checked when the whole is validated."""
+    key, equals, value = change.partition("=")
+    if not equals or not all(part for part in key.split(".")):
+        raise UserError(f"--set takes KEY=VALUE such as training.batch_size=4; received {change!r}")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if not isinstance(content.get(parent), dict):
+            content[parent] = {}
+        content = content[parent]
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {change}: the value can't be read as YAML: {error}") from None
+
+
+def _sentence(error: Any) -> str:
+    """Turn one pydantic error into: key, what is wrong, what was received."""
+    # The tag of a union stands in the location ('schedule.plateau.factor'); users write 'schedule.factor'.
+    location = [str(part) for part in error["loc"] if part not in ("plateau", "cosine")]
+    key = ".".join(location) or "the recipe"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {key}{hint} (known here: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}; received {error['input']!r}"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    """Return the field names of the part of a recipe at `location`."""
+    schema = Recipe.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(schema, node.get("properties", {}).get(part, {}))
+    alternatives = node.get("oneOf") or [node]
+    return sorted({key for option in alternatives for key in _resolve(schema, option).get("properties", {})})
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow a JSON schema's reference, past `null` alternatives."""
+    node = next((n for n in node.get("anyOf", []) if "$ref" in n), node)
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
