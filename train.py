@@ -23,8 +23,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-m", "--model", metavar="ARCHITECTURE", help="the recipe of this name: glavitu, resunet, …")
     parser.add_argument("-r", "--recipe", metavar="RECIPE", help="another recipe of recipes/, or a .yaml file")
     parser.add_argument("-n", "--name", help="name of the run (default: the recipe's, or -m's)")
-    parser.add_argument("--data", metavar="DATASET", help="name under tiles/, or a folder (default: the only one there)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
+    parser.add_argument(
+        "--data", metavar="DATASET", help="name under tiles/, or a folder (default: the only one there)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe"
+    )
     parser.add_argument("--epochs", type=int, help="same as --set training.epochs=N")
     parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="use tiles of these regions only")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, sampling and dropout (default: 0)")

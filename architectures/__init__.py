@@ -81,14 +81,10 @@ def _size(name: str, patch_size: int | tuple[int, int], stride: int) -> tuple[in
     return sides[0], sides[1]
 
 
-def _check(
-    name: str, inputs: dict[str, int], num_classes: int, options: dict[str, Any], hints: dict[str, Any]
-) -> None:
+def _check(name: str, inputs: dict[str, int], num_classes: int, options: dict[str, Any], hints: dict[str, Any]) -> None:
     """Raise `UserError` for the first value that no graph can be made of."""
     if not inputs or any(not isinstance(c, int) or c < 1 for c in inputs.values()):
-        raise UserError(
-            f"{name} needs one or more modalities with at least one channel each; received {inputs}"
-        )
+        raise UserError(f"{name} needs one or more modalities with at least one channel each; received {inputs}")
     if "location" in inputs:
         raise UserError("`location` is no modality: ask for that input with the option location_size")
     if not isinstance(num_classes, int) or num_classes < 1:
@@ -108,9 +104,8 @@ def _check(
     tokens = "vit_width" if "vit_width" in options else "width"
     if "heads" in options and options[tokens] % options["heads"]:
         raise UserError(
-            f"{name}: {tokens} must be a multiple of heads; received {tokens}={options[tokens]}, heads={options['heads']}"
+            f"{name}: {tokens} must be a multiple of heads; "
+            f"received {tokens}={options[tokens]}, heads={options['heads']}"
         )
     if options.get("location_size") and options.get("variant") == "2023":
-        raise UserError(
-            "glavitu: location_size needs variant 2025; the 2023 architecture has no location input"
-        )
+        raise UserError("glavitu: location_size needs variant 2025; the 2023 architecture has no location input")

@@ -290,9 +290,7 @@ def modality_inputs(inputs: dict[str, int], size: tuple[int, int]) -> dict[str, 
     return {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
 
 
-def fuse(
-    tensors: dict[str, Any], width: int, dropout: float, slope: float = 0.3, excite: bool = False
-) -> Any:
+def fuse(tensors: dict[str, Any], width: int, dropout: float, slope: float = 0.3, excite: bool = False) -> Any:
     """Fuse the modalities' inputs, in their order, into one (N, H, W, width) map."""
     layer = Fusion(len(tensors), width, slope=slope, dropout=dropout, excite=excite, name="fusion")
     return layer(list(tensors.values()))
@@ -305,9 +303,7 @@ def activation_of(num_classes: int) -> str:
 
 def head(x: Any, num_classes: int, name: str) -> Any:
     """Map (N, H, W, C) to probabilities (N, H, W, num_classes), float32 under every precision policy."""
-    return keras.layers.Dense(num_classes, activation=activation_of(num_classes), dtype="float32", name=name)(
-        x
-    )
+    return keras.layers.Dense(num_classes, activation=activation_of(num_classes), dtype="float32", name=name)(x)
 
 
 def vit_encoder(

@@ -56,7 +56,7 @@ def build(
 
 
 def residual_encoder(x: Any, steps: int, width: int, dropout: float, slope: float = 0.3) -> list[Any]:
-    """Return the maps of a residual encoder of (N, H, W, C): `steps` skips, then the bottom, width doubling each time."""
+    """Return the maps of a residual encoder of (N, H, W, C): `steps` skips, the bottom last, width doubling."""
     maps = []
     for step in range(steps + 1):
         x = ResidualBlock(width * 2**step, slope, dropout)(x)

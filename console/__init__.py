@@ -66,9 +66,7 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def progress(
-    items: Iterable[Item], description: str, total: int | None = None, unit: str = "it"
-) -> Iterable[Item]:
+def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> tqdm[Item]:
     """Iterate with a progress bar and the time left; where no terminal shows it, a line every 30 s instead."""
     terminal = sys.stderr.isatty()
     return tqdm(

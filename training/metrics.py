@@ -60,7 +60,7 @@ class ConfusionMatrix(keras.metrics.Metric):
 
 
 def epoch_scores(matrix: NDArray[np.int64], prefix: str) -> dict[str, float]:
-    """Return accuracy and per class IoU, precision and recall, named as in the log: `{prefix}_iou_1`, …
+    """Return accuracy and per class IoU, precision and recall, named as in the log, such as `{prefix}_iou_1`.
 
     With two classes only class 1 is named: the scores of background say the same about the same pixels.
     """

@@ -126,7 +126,7 @@ def load_record(name: str, root: Path = WEIGHTS) -> Record:
     path = record_path(name, root)
     if not path.is_file() or not weights_path(name, root).is_file():
         known = ", ".join(run_names(root))
-        have = f"the runs in {root}/ are: {known}" if known else f"{root}/ holds no run: train one with `python train.py`"
+        have = f"the runs in {root}/ are: {known}" if known else f"{root}/ holds no run: train one with train.py"
         raise UserError(f"no run named {name!r}; {have}")
     try:
         return Record.model_validate_json(path.read_text(encoding="utf-8"))

@@ -181,9 +181,7 @@ class Run:
         logs: Folder of logs.
     """
 
-    def __init__(
-        self, plan: Plan, name: str, *, command: str = "", weights: Path = WEIGHTS, logs: Path = LOGS
-    ) -> None:
+    def __init__(self, plan: Plan, name: str, *, command: str = "", weights: Path = WEIGHTS, logs: Path = LOGS) -> None:
         self.plan, self.name, self.command = plan, name, command
         self.weights, self.log = weights, logs / f"{name}.csv"
         training = plan.recipe.training
