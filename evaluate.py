@@ -30,9 +30,7 @@ def main(arguments: list[str]) -> None:
     """Print the region table and write the report."""
     options = _parser().parse_args(arguments)
     if options.data and not options.baseline:
-        raise UserError(
-            "--data says where --baseline finds training tiles: give --baseline, too, or leave it out"
-        )
+        raise UserError("--data says where --baseline finds training tiles: give --baseline, too, or leave it out")
 
     from evaluation import regions
     from inference.predictions import PredictionFile, path_of
@@ -94,23 +92,18 @@ def _explain_missing(name: str) -> None:
     from inference.predictions import known
     from inference.predictor import find_run
 
-    if others := known():
-        hint = f"; there are predictions of {', '.join(others)}"
-    else:
-        hint = ""
-    find_run(name)
-    raise UserError(
-        f"no predictions of {name!r} yet: python predict.py -n {shlex.quote(name)} makes them{hint}"
-    )
+    others = known()
+    hint = f" (there are predictions of {', '.join(others)})" if others else ""
+    try:
+        find_run(name)
+    except UserError as error:
+        raise UserError(f"no predictions of {name!r}{hint}: {error}") from None
+    raise UserError(f"no predictions of {name!r}{hint}; make them: python predict.py -n {shlex.quote(name)}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "-n", dest="name", metavar="NAME", required=True, help="name of the run, or predictions"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", dest="name", metavar="NAME", required=True, help="name of the run, or predictions")
     parser.add_argument("--regions", nargs="+", metavar="REGION", help="only tiles of these regions")
     parser.add_argument(
         "--all-pixels",

@@ -33,21 +33,20 @@ def main(arguments: list[str]) -> None:
 
     from data.tiles import TileFile, find_dataset, select
     from inference.predictions import path_of
-    from inference.predictor import find_run, from_run, from_weights
+    from inference.predictor import check_tiles, find_run, from_run, from_weights
     from inference.tiles import predict_file
 
     started = time.monotonic()
-    if options.weights:
-        name = options.name or options.weights.name.removesuffix(".h5").removesuffix(".weights")
-        source = TileFile(find_dataset(options.data).path(options.split))
-        predictor = from_weights(options.model, options.weights, source, name, options.precision)
-    else:
-        record = find_run(options.name or options.model)
-        source = TileFile(find_dataset(options.data or record.dataset["folder"]).path(options.split))
-        predictor = from_run(record, options.precision)
-    with source:
+    record = None if options.weights else find_run(options.name or options.model)
+    dataset = find_dataset(options.data or (record.dataset["folder"] if record else None))
+    with TileFile(dataset.path(options.split)) as source:
         names = select(source, options.regions)
-        predictor.check(source)
+        if record:
+            check_tiles(source, record.name, record.inputs, record.class_list)
+            predictor = from_run(record, options.precision)
+        else:
+            name = options.name or options.weights.name.removesuffix(".h5").removesuffix(".weights")
+            predictor = from_weights(options.model, options.weights, source, name, options.precision)
         print(
             f"{predictor.name}: {len(names)} tiles of {source.path}, "
             f"patches of {predictor.patch_size} pixels, {options.precision}"
@@ -67,9 +66,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run = parser.add_argument_group("the model (one of -m and -n, or -m with -w)")
     run.add_argument("-m", dest="model", metavar="ARCHITECTURE", help="the run named after an architecture")
     run.add_argument("-n", dest="name", metavar="NAME", help="name of the run; with -w, of the predictions")

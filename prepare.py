@@ -52,9 +52,7 @@ def main(arguments: list[str]) -> None:
     """Run the command and print what the dataset holds."""
     options = _parser().parse_args(arguments)
     if not options.name or Path(options.name).name != options.name or options.name.startswith("."):
-        raise UserError(
-            f"NAME is a folder's name in {TILES}/, without slashes or a leading dot, got {options.name!r}"
-        )
+        raise UserError(f"NAME is a folder's name in {TILES}/, without slashes or a leading dot, got {options.name!r}")
     command = shlex.join(["python", "prepare.py", *arguments])
 
     from data.tiles import find_dataset, replacing_dataset
@@ -96,9 +94,7 @@ def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
         region=options.region,
         subregion=options.subregion,
     )
-    sources = {
-        split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)
-    }
+    sources = {split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)}
     validation = bands.Validation(tuple(options.val_tiles), options.val_fraction, options.seed)
     bands.write_dataset(folder, layout, sources, validation, options.statistics, command)
 
@@ -134,25 +130,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     synthetic = commands.add_parser(
-        "synthetic", help="synthetic scenes", description=SYNTHETIC, formatter_class=raw
+        "synthetic",
+        usage="prepare.py synthetic [NAME] [options]",
+        help="synthetic scenes",
+        description=SYNTHETIC,
+        formatter_class=raw,
     )
-    synthetic.add_argument(
-        "name", metavar="NAME", nargs="?", default="synthetic", help="of the dataset [%(default)s]"
-    )
+    synthetic.add_argument("name", metavar="NAME", nargs="?", default="synthetic", help="of the dataset [%(default)s]")
     for split, count in (("train", 60), ("val", 16), ("test", 24)):
-        synthetic.add_argument(
-            f"--{split}", metavar="N", type=_count, default=count, help=f"{split} tiles [%(default)s]"
-        )
+        synthetic.add_argument(f"--{split}", metavar="N", type=int, default=count, help=f"{split} tiles [%(default)s]")
     synthetic.add_argument(
         "--size",
-        type=_size,
+        type=int,
         default=384,
         help="height and width of a tile, pixels, at least 64 [%(default)s]",
     )
-    synthetic.add_argument("--seed", type=int, default=0, help="which scenes [%(default)s]")
+    synthetic.add_argument("--seed", type=_seed, default=0, help="which scenes [%(default)s]")
 
     bands = commands.add_parser(
         "bands",
+        usage="prepare.py bands NAME [options]",
         help="a folder per band and a folder of masks",
         description=BANDS,
         epilog=BANDS_NOTES,
@@ -160,9 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bands.add_argument("name", metavar="NAME", help="of the dataset")
     bands.add_argument("--train", metavar="FOLDER", type=Path, required=True, help="training tiles")
-    bands.add_argument(
-        "--test", metavar="FOLDER", type=Path, help="test tiles; without it there is no test split"
-    )
+    bands.add_argument("--test", metavar="FOLDER", type=Path, help="test tiles; without it there is no test split")
     validation = bands.add_mutually_exclusive_group()
     validation.add_argument(
         "--val", metavar="FOLDER", type=Path, help="validation tiles, if they have their own folder"
@@ -181,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0.15,
         help="share of the training tiles to validate on, whole tiles drawn by --seed [%(default)s]",
     )
-    bands.add_argument("--seed", type=int, default=42, help="of the draw for --val-fraction [%(default)s]")
+    bands.add_argument("--seed", type=_seed, default=42, help="of the draw for --val-fraction [%(default)s]")
     bands.add_argument(
         "--bands",
         metavar="FOLDER=NAME",
@@ -206,9 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bands.add_argument("--region", required=True, help="region code of all tiles, e.g. HMA")
     bands.add_argument("--subregion", default="", help="subregion of all tiles")
-    bands.add_argument(
-        "--modality", default="optical", help="name of the modality the bands make up [%(default)s]"
-    )
+    bands.add_argument("--modality", default="optical", help="name of the modality the bands make up [%(default)s]")
     bands.add_argument(
         "--nodata",
         metavar="VALUE",
@@ -229,14 +222,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0 or a positive whole number, got {text!r}")
     return int(text)
-
-
-def _size(text: str) -> int:
-    return _count(text, least=64)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 import console
 from console import UserError
@@ -54,10 +55,14 @@ def main(arguments: list[str]) -> None:
     if options.recipe and options.model and recipe.architecture.name != options.model:
         raise UserError(f"recipe {recipe.name} is for {recipe.architecture.name}, not {options.model}: leave -m out")
     name = options.name or options.model or recipe.name
+    if name != Path(name).name or name.startswith("."):
+        raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
     if weights_path(name).exists() and not options.overwrite:
         raise UserError(
             f"a run named {name!r} exists ({weights_path(name)}): give another name with -n, or --overwrite"
         )
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed takes a whole number from 0 to {2**32 - 1}; received {options.seed}")
     dataset = find_dataset(options.data)
 
     from training.run import Run, plan
@@ -66,10 +71,11 @@ def main(arguments: list[str]) -> None:
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
     print(planned.summary(), flush=True)
     command = shlex.join(["python", "train.py", *arguments])
+    run = Run(planned, name, command=command)
     try:
-        record = Run(planned, name, command=command).train()
+        record = run.train()
     except KeyboardInterrupt:
-        kept = f"the best weights are in {weights_path(name)}" if weights_path(name).exists() else "no epoch was done"
+        kept = f"the best weights are in {weights_path(name)}" if run.best.epoch else "no epoch was done"
         print(f"\nstopped by Ctrl-C: {kept}")
         raise SystemExit(130) from None
     score = "undefined" if record.best.score is None else f"{record.best.score:.4f}"

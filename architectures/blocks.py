@@ -17,8 +17,15 @@ PACKAGE = "glacier_mapping"
 register = keras.saving.register_keras_serializable(package=PACKAGE)
 
 
+class Block(keras.layers.Layer):
+    """A layer of layers, which are built by the first call."""
+
+    def get_build_config(self) -> None:
+        """Return nothing: a block read from a file is built by its first call as well."""
+
+
 @register
-class DoubleConvolution(keras.layers.Layer):
+class DoubleConvolution(Block):
     """Twice [3×3 convolution → batch normalisation → LeakyReLU], then spatial dropout: (N, H, W, C) → (N, H, W, width).
 
     Args:
@@ -51,7 +58,7 @@ class DoubleConvolution(keras.layers.Layer):
 
 
 @register
-class Fusion(keras.layers.Layer):
+class Fusion(Block):
     """One double convolution per modality, summed: list of (N, H, W, Cₘ) → (N, H, W, width).
 
     With `excite`, each branch is first scaled channel by channel by squeeze-and-excitation (Hu et al. 2018,
@@ -111,7 +118,7 @@ class Fusion(keras.layers.Layer):
 
 
 @register
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(Block):
     """Double convolution plus the input through a linear map without bias: (N, H, W, C) → (N, H, W, width).
 
     Args:
@@ -137,7 +144,7 @@ class ResidualBlock(keras.layers.Layer):
 
 
 @register
-class UpConvolution(keras.layers.Layer):
+class UpConvolution(Block):
     """Nearest ×2 → 2×2 convolution without bias → batch normalisation: (N, H, W, C) → (N, 2H, 2W, width).
 
     Args:
@@ -163,7 +170,7 @@ class UpConvolution(keras.layers.Layer):
 
 
 @register
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(Block):
     """Non-overlapping patches, flattened row, column, channel, through a linear map: (N, H, W, C) → (N, HW/p², width).
 
     Args:
@@ -208,7 +215,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @register
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(Block):
     """Pre-normalised self-attention and MLP, each with a residual: (N, T, width) → (N, T, width).
 
     x + MHSA(LN(x)), then x + D(gelu(W₂ D(gelu(W₁ LN(x))))): the GELU is exact and stands after *both* linear maps,
@@ -254,7 +261,7 @@ class TransformerBlock(keras.layers.Layer):
 
 
 @register
-class LocationEncoding(keras.layers.Layer):
+class LocationEncoding(Block):
     """Twice [linear → batch normalisation → LeakyReLU 0.3], then dropout: (N, L) → (N, width).
 
     Args:

@@ -53,9 +53,7 @@ def match(model: keras.Model, checkpoint: Checkpoint) -> list[tuple[keras.Variab
 def _by_order(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
     """Pair by position: layers in topological order, in each the trainable tensors first."""
     ours: list[tuple[str, list[keras.Variable]]] = [
-        (layer.name, layer.trainable_weights + layer.non_trainable_weights)
-        for layer in model.layers
-        if layer.weights
+        (layer.name, layer.trainable_weights + layer.non_trainable_weights) for layer in model.layers if layer.weights
     ]
     theirs = list(checkpoint.layers.items())
     a = [[tuple(v.shape) for v in variables] for _, variables in ours]
@@ -79,16 +77,11 @@ def _by_address(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
     tensors = {tensor.address: tensor for tensor in checkpoint.tensors}
     grouped: dict[str, list[Pair]] = {}
     for address, variable in addresses(model).items():
-        grouped.setdefault("/".join(address.split("/")[:2]), []).append(
-            (variable, tensors.pop(address, None))
-        )
+        grouped.setdefault("/".join(address.split("/")[:2]), []).append((variable, tensors.pop(address, None)))
     for tensor in tensors.values():
         grouped.setdefault(tensor.layer, []).append((None, tensor))
     names = {group: layer.name for group, layer in _keyed("layers", model.layers)}
-    return [
-        _Layer(names.get(group), group if group in stored else None, pairs)
-        for group, pairs in grouped.items()
-    ]
+    return [_Layer(names.get(group), group if group in stored else None, pairs) for group, pairs in grouped.items()]
 
 
 def addresses(model: keras.Model) -> dict[str, keras.Variable]:
@@ -127,9 +120,7 @@ def addresses(model: keras.Model) -> dict[str, keras.Variable]:
     for address, layer in _keyed("layers", model.layers):
         visit(layer, address)
     if {id(v) for v in found.values()} != {id(v) for v in model.weights}:
-        raise ValueError(
-            f"{model.name} keeps variables in a place that Keras 3 weights files have no address for"
-        )
+        raise ValueError(f"{model.name} keeps variables in a place that Keras 3 weights files have no address for")
     return found
 
 
@@ -178,46 +169,49 @@ def _advice(model: keras.Model, layer: _Layer, variable: keras.Variable | None, 
     b = tensor.shape if tensor is not None else ()
 
     if not ours or not theirs:  # a whole layer that only one side has
-        shapes = ours or theirs
-        if [len(shape) for shape in shapes] == [2, 1]:
-            has = "lacks" if ours else "has"
+        only = ours or theirs
+        if [len(shape) for shape in only] == [2, 1]:
             return (
-                f"The file {has} the head for deep supervision: build the model with deep_supervision="
-                f"{'false' if ours else 'true'}."
+                f"The file {'lacks' if ours else 'has'} the head for deep supervision: set the option "
+                f"deep_supervision={'false' if ours else 'true'}."
             )
         if layer.name == "location_encoding":
-            return "The file's model has no location input: leave the option location_size at 0."
-        if layer.name is None and len(shapes[0]) == 2 and len(shapes) == 12:
-            return f"The file's model has a location input: set the option location_size={shapes[0][0]}."
+            return "The file's model has no location input: leave it out (location_size=0)."
+        if layer.name is None and len(only) == 12 and len(only[0]) == 2:
+            return _located(only[0][0])
 
     if layer.name == "location_encoding" and len(a) == len(b) == 2 and a[1] == b[1]:
-        return f"The location has {b[0]} numbers in the file's model: set the option location_size={b[0]}."
+        return _located(b[0])
 
-    if layer.name == "fusion":
+    if layer.name == "fusion" and theirs:
         gated, stored_gated = (any(len(shape) == 2 for shape in shapes) for shapes in (ours, theirs))
-        if gated != stored_gated and theirs:
-            return f"The file holds the {'2025' if stored_gated else '2023'} variant: set the option variant."
-        reads, stored_reads = (
-            [shape[2] for shape in shapes if len(shape) == 4][::2] for shapes in (ours, theirs)
-        )
-        if reads != stored_reads and stored_reads:
+        if gated != stored_gated:
+            variant = 2025 if stored_gated else 2023
+            return f"The file holds the {variant} variant of GlaViTU: set the option variant={variant}."
+        reads, stored_reads = ([shape[2] for shape in shapes if len(shape) == 4][::2] for shapes in (ours, theirs))
+        if reads != stored_reads:
             names = ", ".join(f"{tensor.name} {tensor.shape[-1]}" for tensor in maps)
             return (
-                f"The file's model reads modalities of {', '.join(map(str, stored_reads))} channels, this "
-                f"one {names}: use the modalities, in the order, that the file was trained with."
+                f"The file's model reads modalities of {', '.join(map(str, stored_reads))} channels, this one "
+                f"{names}: use the modalities that the file was trained with, in that order."
             )
 
     if variable is not None and variable.name == "positions" and len(b) == 2 and a[1] == b[1]:
         height, width = maps[0].shape[1:3]
         side = isqrt(b[0] * height * width // a[0])
-        if side * side * a[0] == b[0] * height * width:
-            return (
-                f"The file is for patches of {side}×{side} pixels, not {height}×{width}: set the patch size."
-            )
-        return f"The file is for patches of another size than {height}×{width} pixels."
+        square = side * side * a[0] == b[0] * height * width
+        wanted = f"{side}×{side} pixels" if square else "another size"
+        return f"The file is for patches of {wanted}, this model for {height}×{width}: set the patch size."
 
     classes = model.outputs[0].shape[-1]
     if len(a) == len(b) > 1 and a[:-1] == b[:-1] and a[-1] == classes:
         return f"The file's model tells {b[-1]} classes apart, this one {classes}: use its list of classes."
 
     return "Name the architecture and the options that the file was trained with."
+
+
+def _located(size: int) -> str:
+    return (
+        f"The file's model has a location input of {size} numbers: `location: region` in the recipe, or the "
+        f"option location_size={size}."
+    )

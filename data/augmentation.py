@@ -20,15 +20,20 @@ class Augmentation(BaseModel):
 
     `flip_vertical`, `flip_horizontal`: mirror rows or columns. `rotate`: a quarter, half or three-quarter turn.
     `crop`: cut a square window of `crop_scale` (smallest, largest) times the side and rescale it to the full side.
+    `jitter`: every band x becomes x · (1 + g) + s with g and s drawn from normal distributions of standard deviations
+    `jitter_gain` and `jitter_shift`, in units of the scaled values.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     flip_vertical: Probability = 0.0
     flip_horizontal: Probability = 0.0
     rotate: Probability = 0.0
     crop: Probability = 0.0
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.8, 1.0)
+    jitter: Probability = 0.0
+    jitter_gain: Annotated[float, Field(ge=0)] = 0.1
+    jitter_shift: Annotated[float, Field(ge=0)] = 0.1
 
     @model_validator(mode="after")
     def _ordered(self) -> Augmentation:
@@ -40,7 +45,7 @@ class Augmentation(BaseModel):
 def augment(
     inputs: Inputs, mask: NDArray[np.uint8], settings: Augmentation, random: np.random.Generator
 ) -> tuple[Inputs, NDArray[np.uint8]]:
-    """Return one augmented patch; all modalities and the mask see the same transformation.
+    """Return one augmented patch; all modalities and the mask move alike.
 
     Args:
         inputs: Modality → float32 (S, S, C), scaled.
@@ -50,7 +55,7 @@ def augment(
     """
     side = mask.shape[0]
     # All numbers are drawn whether they are used or not, so that one setting does not change another's draws.
-    vertical, horizontal, turned, cropped = random.random(4)
+    vertical, horizontal, turned, cropped, jittered = random.random(5)
     turns = int(random.integers(1, 4))
     size = max(1, round(side * random.uniform(*settings.crop_scale)))
     top, left = random.integers(0, side - size + 1, size=2)
@@ -65,7 +70,14 @@ def augment(
         inputs, mask = {name: x[:, ::-1] for name, x in inputs.items()}, mask[:, ::-1]
     if turned < settings.rotate:
         inputs, mask = {name: np.rot90(x, turns) for name, x in inputs.items()}, np.rot90(mask, turns)
+    if jittered < settings.jitter:
+        inputs = {name: _jitter(x, settings, random) for name, x in inputs.items()}
     return inputs, mask
+
+
+def _jitter(x: NDArray[np.float32], settings: Augmentation, random: np.random.Generator) -> NDArray[np.float32]:
+    gain, shift = random.standard_normal((2, x.shape[-1])).astype(np.float32)
+    return x * (1 + settings.jitter_gain * gain) + settings.jitter_shift * shift
 
 
 def _rescale(x: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -63,9 +63,7 @@ class Validation:
     def __post_init__(self) -> None:
         """Check the share."""
         if not 0 < self.fraction < 1:
-            raise UserError(
-                f"--val-fraction is a share of the training tiles between 0 and 1, got {self.fraction:g}"
-            )
+            raise UserError(f"--val-fraction is a share of the training tiles between 0 and 1, got {self.fraction:g}")
 
 
 def parse_bands(pairs: Sequence[str]) -> dict[str, str]:
@@ -113,9 +111,7 @@ def parse_classes(
             names.append(name)
         values[number] = IGNORE if name == "ignore" else names.index(name)
     if not 2 <= len(names) < IGNORE:
-        raise UserError(
-            f"--classes needs two classes at least, background first, got {', '.join(names) or 'none'}"
-        )
+        raise UserError(f"--classes needs two classes at least, background first, got {', '.join(names) or 'none'}")
     unknown = [name for name in glacier if name not in names]
     if unknown or not glacier:
         raise UserError(
@@ -123,9 +119,7 @@ def parse_classes(
             f"got {', '.join(glacier) or 'none'}"
         )
     if names[0] in glacier:
-        raise UserError(
-            f"the first of --classes is the background, but {names[0]!r} is a glacier class: name it later"
-        )
+        raise UserError(f"the first of --classes is the background, but {names[0]!r} is a glacier class: name it later")
     classes = tuple(
         ClassInfo(name, glacier=name in glacier, color=_COLORS[index % len(_COLORS)])
         for index, name in enumerate(names)
@@ -172,9 +166,7 @@ def write_dataset(
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                TileWriter(
-                    folder / f"{split}.hdf5", layout.classes, bands, provenance=provenance, command=command
-                )
+                TileWriter(folder / f"{split}.hdf5", layout.classes, bands, provenance=provenance, command=command)
             )
             for split in tiles
         }
@@ -192,15 +184,11 @@ def write_dataset(
                     subregion=layout.subregion,
                     crs=pixels.crs,
                     transform=pixels.transform,
-                    sources=json.dumps(
-                        {name: str(path.relative_to(tile.source)) for name, path in tile.files.items()}
-                    ),
+                    sources=json.dumps({name: str(path.relative_to(tile.source)) for name, path in tile.files.items()}),
                 )
                 yield modalities, pixels.valid
 
-        statistics = fit(
-            written("train"), method, f"valid pixels of the {len(tiles['train'])} training tiles"
-        )
+        statistics = fit(written("train"), method, f"valid pixels of the {len(tiles['train'])} training tiles")
         for split in tiles:
             if split != "train":
                 for _ in written(split):
@@ -246,9 +234,7 @@ def _find(source: Path, layout: Layout, problems: list[str]) -> list[_Tile]:
                 continue
             tile = tiles.setdefault(match[1], _Tile(match[1], source))
             if name in tile.files:
-                problems.append(
-                    f"{path}: tile {tile.id} has a file in this folder already, {tile.files[name].name}"
-                )
+                problems.append(f"{path}: tile {tile.id} has a file in this folder already, {tile.files[name].name}")
             else:
                 tile.files[name] = path
     if not tiles and not absent:
@@ -262,17 +248,13 @@ def _find(source: Path, layout: Layout, problems: list[str]) -> list[_Tile]:
     return found
 
 
-def _divide(
-    tiles: list[_Tile], validation: Validation, problems: list[str]
-) -> tuple[list[_Tile], list[_Tile]]:
+def _divide(tiles: list[_Tile], validation: Validation, problems: list[str]) -> tuple[list[_Tile], list[_Tile]]:
     """Divide whole tiles into training and validation, at least one each."""
     ids = [tile.id for tile in tiles]
     if validation.tiles:
         unknown = [name for name in validation.tiles if name not in ids]
         if unknown and not problems:
-            problems.append(
-                f"--val-tiles {' '.join(unknown)}: no such training tile; there are {' '.join(ids)}"
-            )
+            problems.append(f"--val-tiles {' '.join(unknown)}: no such training tile; there are {' '.join(ids)}")
         chosen = set(validation.tiles)
     else:
         count = max(1, round(validation.fraction * len(ids)))
@@ -390,11 +372,7 @@ def _check(tiles: Mapping[str, list[_Tile]], layout: Layout, problems: list[str]
         problems += _misplaced(tile, rasters, layout)
         if layout.masks in rasters:
             problems += _unknown_values(tile.files[layout.masks], rasters[layout.masks].values, layout)
-        finite = {
-            name: np.isfinite(_without_nodata(rasters[name], layout))
-            for name in layout.bands
-            if name in rasters
-        }
+        finite = {name: np.isfinite(_without_nodata(rasters[name], layout)) for name in layout.bands if name in rasters}
         if len(finite) == len(layout.bands) and not any(band.any() for band in finite.values()):
             problems.append(f"{tile}: no valid pixel, all its bands are nodata everywhere")
         if split == "train":

@@ -65,7 +65,9 @@ class PatchSource:
         raw = self.file.read(name, self.modalities, window)
         labels = np.where(self.file.valid(name, window), self.file.mask(name, window), IGNORE)
         inputs = {
-            modality: np.nan_to_num(x) if self.statistics is None else self.statistics.apply(modality, x)
+            modality: self.statistics.apply(modality, x)
+            if self.statistics
+            else np.nan_to_num(x, posinf=0.0, neginf=0.0)
             for modality, x in raw.items()
         }
         below, right = self.patch - labels.shape[0], self.patch - labels.shape[1]

@@ -37,13 +37,9 @@ class Statistics:
         """Check that the numbers fit together."""
         if self.method not in get_args(Method):
             raise ValueError(f"method is one of {', '.join(get_args(Method))}, got {self.method!r}")
-        lengths = [
-            {name: len(values) for name, values in pairs.items()} for pairs in (self.shift, self.scale)
-        ]
+        lengths = [{name: len(values) for name, values in pairs.items()} for pairs in (self.shift, self.scale)]
         if lengths[0] != lengths[1]:
-            raise ValueError(
-                f"shift and scale have differing modalities or band counts: {lengths[0]}, {lengths[1]}"
-            )
+            raise ValueError(f"shift and scale have differing modalities or band counts: {lengths[0]}, {lengths[1]}")
         for name, values in self.scale.items():
             if not all(np.isfinite(value) and value > 0 for value in values):
                 raise ValueError(f"scale of {name!r} must be positive and finite, got {values}")
@@ -98,18 +94,14 @@ class Statistics:
         fields = dict(json.loads(stored) if isinstance(stored, str) else stored)
         try:
             for key in ("shift", "scale"):
-                fields[key] = {
-                    name: tuple(float(value) for value in values) for name, values in fields[key].items()
-                }
+                fields[key] = {name: tuple(float(value) for value in values) for name, values in fields[key].items()}
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the statistics of a tile file: {error}") from error
 
     def _of(self, modality: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if modality not in self.shift:
-            raise UserError(
-                f"no statistics for modality {modality!r}; there are some for {', '.join(self.shift)}"
-            )
+            raise UserError(f"no statistics for modality {modality!r}; there are some for {', '.join(self.shift)}")
         return self.shift[modality], self.scale[modality]
 
 
@@ -140,9 +132,7 @@ class _Moments:
         self.mean += delta * share
         self.count = total
         self.minimum = np.minimum(self.minimum, np.where(finite, pixels, np.inf).min(axis=0, initial=np.inf))
-        self.maximum = np.maximum(
-            self.maximum, np.where(finite, pixels, -np.inf).max(axis=0, initial=-np.inf)
-        )
+        self.maximum = np.maximum(self.maximum, np.where(finite, pixels, -np.inf).max(axis=0, initial=-np.inf))
 
 
 def fit(
@@ -166,9 +156,7 @@ def fit(
             pixels = np.asarray(array)[seen].astype(np.float64)
             bands = moments.setdefault(name, _Moments(pixels.shape[-1]))
             if len(bands.count) != pixels.shape[-1]:
-                raise ValueError(
-                    f"modality {name!r} has {pixels.shape[-1]} bands here, {len(bands.count)} before"
-                )
+                raise ValueError(f"modality {name!r} has {pixels.shape[-1]} bands here, {len(bands.count)} before")
             bands.add(pixels)
     if not moments:
         raise UserError("statistics need at least one training tile, got none")

@@ -14,9 +14,11 @@ misses ice under debris; terrain, texture, SAR and temperature, each of them amb
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -26,7 +28,11 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from skimage.morphology import reconstruction, remove_small_holes, remove_small_objects
 
-Array = NDArray[np.float32]
+from console import UserError, progress
+from data.normalisation import Statistics, fit
+from data.tiles import TWO_CLASSES, ClassInfo, TileWriter
+
+Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 PIXEL_M = 30.0
@@ -39,6 +45,12 @@ BANDS: Mapping[str, list[str]] = MappingProxyType(
     }
 )
 BACKGROUND, CLEAN_ICE, DEBRIS_ICE, WATER = range(4)
+SURFACE_CLASSES = (
+    TWO_CLASSES[0],
+    ClassInfo("clean ice", glacier=True, color="#9fd8ff"),
+    ClassInfo("debris-covered ice", glacier=True, color="#8a5a33"),
+    ClassInfo("water", color="#1f4e9c"),
+)
 
 _COARSE = 4  # Terrain and ice are computed on cells of 4 x 4 pixels.
 _MARGIN = 48  # Pixels around a scene in which rivers, ice and shadows begin; cut off at the end.
@@ -50,7 +62,7 @@ class Region:
 
     name: str
     epsg: int  # UTM zone of the scenes
-    relief_m: tuple[float, float]  # highest minus lowest point of a scene 384 pixels wide
+    relief_m: tuple[float, float]  # highest minus lowest of a scene 384 pixels wide; all heights shrink in smaller ones
     erosion: int  # steps of river erosion: few leave plateaus, many leave ridges
     erodibility: float  # of the rock by rivers, per step
     valley_depth_m: float  # how much deeper a valley is for ten times the catchment
@@ -78,8 +90,8 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             name="Alps", epsg=32632, relief_m=(1700, 2300), erosion=60, erodibility=0.5,
             valley_depth_m=120,
             equilibrium_line_m=(2850, 3100), ice_free_share=(0.6, 0.93), balance_per_year=0.006,
-            accumulation_m=2.0, shade_effect_m=120, debris_share=(0.08, 0.35), rise_m=(50, 150),
-            snow_line_m=(-350, 100),
+            accumulation_m=2.0, shade_effect_m=120, debris_share=(0.12, 0.45), rise_m=(50, 150),
+            snow_line_m=(-400, 50),
             vegetation_limit_m=(-650, -400), vegetation_share=0.8, lakes=5, turbidity=(0.1, 0.7),
             rock_brightness=(0.8, 1.15), sun_elevation_deg=(42, 56), sun_azimuth_deg=(138, 160),
             zero_degree_m=(600, 1300),
@@ -89,17 +101,17 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             valley_depth_m=200,
             equilibrium_line_m=(5350, 5800), ice_free_share=(0.45, 0.82), balance_per_year=0.004,
             accumulation_m=1.2, shade_effect_m=180, debris_share=(0.35, 0.8), rise_m=(150, 300),
-            snow_line_m=(-250, 150),
+            snow_line_m=(-350, 100),
             vegetation_limit_m=(-1500, -900), vegetation_share=0.35, lakes=8, turbidity=(0.3, 1.0),
             rock_brightness=(0.85, 1.35), sun_elevation_deg=(42, 55), sun_azimuth_deg=(140, 162),
             zero_degree_m=(300, 900),
         ),
         "SVAL": Region(
-            name="Svalbard", epsg=32633, relief_m=(650, 1000), erosion=40, erodibility=0.5,
+            name="Svalbard", epsg=32633, relief_m=(600, 900), erosion=40, erodibility=0.5,
             valley_depth_m=50,
-            equilibrium_line_m=(300, 480), ice_free_share=(0.65, 0.95), balance_per_year=0.004,
+            equilibrium_line_m=(300, 480), ice_free_share=(0.58, 0.88), balance_per_year=0.004,
             accumulation_m=0.8, shade_effect_m=60, debris_share=(0.05, 0.2), rise_m=(20, 80),
-            snow_line_m=(-150, 80),
+            snow_line_m=(-200, 50),
             vegetation_limit_m=(-330, -180), vegetation_share=0.35, lakes=5, turbidity=(0.2, 0.9),
             rock_brightness=(0.6, 0.95), sun_elevation_deg=(24, 33), sun_azimuth_deg=(165, 205),
             zero_degree_m=(300, 800),
@@ -108,8 +120,8 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             name="Southern Andes", epsg=32718, relief_m=(1500, 2200), erosion=60, erodibility=0.5,
             valley_depth_m=130,
             equilibrium_line_m=(1050, 1450), ice_free_share=(0.6, 0.92), balance_per_year=0.008,
-            accumulation_m=3.5, shade_effect_m=90, debris_share=(0.04, 0.2), rise_m=(30, 120),
-            snow_line_m=(-350, 50),
+            accumulation_m=3.5, shade_effect_m=90, debris_share=(0.06, 0.3), rise_m=(30, 120),
+            snow_line_m=(-400, 0),
             vegetation_limit_m=(-350, -100), vegetation_share=0.95, lakes=9, turbidity=(0.4, 1.0),
             rock_brightness=(0.7, 1.05), sun_elevation_deg=(36, 52), sun_azimuth_deg=(32, 62),
             zero_degree_m=(500, 1100),
@@ -170,14 +182,16 @@ def make_scene(region: str, seed: int, size: int = 384) -> Scene:
     """Make the scene of `size` x `size` pixels that belongs to this region and seed: a pure function of the three.
 
     Raises:
-        ValueError: If the region is unknown or the size is below 64.
+        UserError: If the region is unknown, the seed is negative or the size is below 64.
     """
     if region not in REGIONS:
-        raise ValueError(f"unknown region {region!r}; known: {', '.join(REGIONS)}")
+        raise UserError(f"there are no synthetic scenes of region {region!r}; known are {', '.join(REGIONS)}")
+    if seed < 0:
+        raise UserError(f"the seed is {seed}; use 0 or a positive number")
     if size < 64:
-        raise ValueError(f"a scene has at least 64 pixels a side, got {size}")
+        raise UserError(f"synthetic scenes of {size} pixels a side are too small for glaciers; use at least 64")
     traits = REGIONS[region]
-    rng = np.random.default_rng([seed, list(REGIONS).index(region), size])
+    rng = np.random.default_rng([seed, int.from_bytes(region.encode()), size])
     subregion = int(rng.integers(1, 4))
     # Subregions differ by climate: the dry one has its ice higher up and under more debris.
     dryness = (subregion - 2) / 2 + float(rng.uniform(-0.2, 0.2))
@@ -210,6 +224,82 @@ def make_scene(region: str, seed: int, size: int = 384) -> Scene:
     )
 
 
+def write_dataset(
+    folder: Path,
+    *,
+    seed: int = 0,
+    train: int = 60,
+    val: int = 16,
+    test: int = 24,
+    size: int = 384,
+    surface_classes: bool = False,
+    command: str = "",
+) -> None:
+    """Write `train.hdf5`, `val.hdf5` and `test.hdf5` of synthetic scenes into an existing folder.
+
+    The regions take turns. Every scene has terrain of its own, so that no split knows another. The statistics are
+    fitted on the valid pixels of the training split and stored in all three files. One scene is in memory at a time.
+
+    Args:
+        folder: where to write; a file of the same name is replaced.
+        seed: of the dataset, 0 or more.
+        train: how many scenes for training, at least 1.
+        val: how many scenes for validation.
+        test: how many scenes for the test.
+        size: pixels a side of each scene, at least 64.
+        surface_classes: whether masks have the four classes background, clean ice, debris-covered ice and water
+            instead of background and glacier.
+        command: what the user typed, for the record.
+
+    Raises:
+        UserError: If seed or size is out of range, or a split has no scene.
+    """
+    statistics: Statistics | None = None
+    for index, (split, count) in enumerate({"train": train, "val": val, "test": test}.items()):
+        if count < 1:
+            raise UserError(f"the {split} split is to have {count} scenes; it needs at least 1")
+        provenance = {
+            "source": "synthetic scenes, no satellite data",
+            "generator": "data/synthetic.py",
+            "seed": seed,
+            "split": split,
+            "size": size,
+            "regions": {code: asdict(region) for code, region in REGIONS.items()},
+        }
+        classes = SURFACE_CLASSES if surface_classes else TWO_CLASSES
+        with TileWriter(folder / f"{split}.hdf5", classes, BANDS, statistics, provenance, command) as writer:
+            scenes = progress(_scenes([seed, index], count, size), f"{split} scenes", total=count, unit="scene")
+            written = (_write(writer, name, scene, surface_classes) for name, scene in scenes)
+            if split == "train":
+                writer.statistics = statistics = fit(written, fitted_on="valid pixels of the training split")
+            else:
+                deque(written, maxlen=0)
+
+
+def _scenes(seed: list[int], count: int, size: int) -> Iterator[tuple[str, Scene]]:
+    """Scenes of a split with the names of their tiles, such as ALP1-00-03: region, subregion, split, number."""
+    for number, region in zip(range(count), cycle(REGIONS), strict=False):
+        scene_seed = int(np.random.SeedSequence([*seed, number]).generate_state(1)[0])
+        scene = make_scene(region, scene_seed, size)
+        yield f"{scene.subregion.replace('-', '')}-{seed[-1]:02d}-{number:02d}", scene
+
+
+def _write(writer: TileWriter, name: str, scene: Scene, surface_classes: bool) -> tuple[dict[str, Array], Mask]:
+    """Add a scene to a tile file and return what statistics are fitted on."""
+    mask = scene.surface if surface_classes else scene.mask
+    writer.add(
+        name,
+        scene.modalities(),
+        mask,
+        scene.valid,
+        region=scene.region,
+        subregion=scene.subregion,
+        crs=scene.crs,
+        transform=scene.transform,
+    )
+    return scene.modalities(), scene.valid
+
+
 @cache
 def _crs_wkt(epsg: int) -> str:
     from pyproj import CRS
@@ -221,7 +311,7 @@ def _crs_wkt(epsg: int) -> str:
 
 
 def _noise(rng: np.random.Generator, side: int, wavelength: float, roughness: float = 1.8) -> Array:
-    """Random field of mean 0 and deviation 1: amplitude ~ frequency^-roughness below `wavelength` pixels, flat above."""
+    """Random field of mean 0, deviation 1; amplitude falls with frequency^-roughness below `wavelength` pixels."""
     white = rng.standard_normal((side, side), dtype=np.float32)
     frequency = np.hypot(fft.fftfreq(side)[:, None], fft.rfftfreq(side)[None, :]).astype(np.float32)
     spectrum = fft.rfft2(white) * (1 + (frequency * wavelength) ** 2) ** (-roughness / 2)
@@ -236,7 +326,7 @@ def _ramp(values: Array, low: float | Array, high: float | Array) -> Array:
     return (share * share * (3 - 2 * share)).astype(np.float32)
 
 
-def _mix(first: Array, second: Array, share: Array) -> Array:
+def _mix(first: float | Array, second: float | Array, share: Array) -> Array:
     return first + (second - first) * share
 
 
@@ -254,7 +344,7 @@ def _draw(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
 _NEIGHBOURS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
 
 
-def _receivers(height: NDArray[np.floating]) -> NDArray[np.intp]:
+def _receivers(height: Array) -> NDArray[np.intp]:
     """Flat index of the lowest-lying way out of each cell: its steepest lower neighbour of eight, or itself."""
     rows, columns = height.shape
     padded = np.pad(height, 1, constant_values=np.inf)
@@ -270,7 +360,7 @@ def _receivers(height: NDArray[np.floating]) -> NDArray[np.intp]:
     return receiver.ravel()
 
 
-def _accumulate(receiver: NDArray[np.intp], weight: NDArray[np.floating]) -> NDArray[np.float64]:
+def _accumulate(receiver: NDArray[np.intp], weight: Array) -> Array:
     """Sum of `weight` over each cell and all that drains through it, by pointer doubling: log2(length) passes."""
     nowhere = receiver.size
     pointer = np.append(np.where(receiver == np.arange(nowhere), nowhere, receiver), nowhere)
@@ -282,7 +372,7 @@ def _accumulate(receiver: NDArray[np.intp], weight: NDArray[np.floating]) -> NDA
     return total[:nowhere].reshape(weight.shape)
 
 
-def _carve(height: NDArray[np.floating], erodibility: NDArray[np.floating]) -> NDArray[np.float64]:
+def _carve(height: Array, erodibility: Array) -> Array:
     """One implicit step of dh/dt = -K sqrt(A) slope in units of cells; exact along rivers, also by pointer doubling."""
     pointer = _receivers(height)
     area = _accumulate(pointer, np.ones_like(height))
@@ -305,6 +395,7 @@ class _Ground:
     fine_m: Array
     coarse_m: Array
     equilibrium_line_m: float
+    small: float  # relief relative to that of a scene 384 pixels wide, 1 = the same
 
     @classmethod
     def grow(cls, rng: np.random.Generator, traits: Region, side: int, size: int, dryness: float) -> _Ground:
@@ -314,7 +405,8 @@ class _Ground:
         # Valleys that follow the eight directions of the grid are bent on the way to the finer grid.
         at = (np.mgrid[:cells, :cells] + 0.5) / 2 - 0.5 + 0.9 * np.stack([_noise(rng, cells, 24, 4) for _ in range(2)])
         height = ndimage.map_coordinates(height, at, order=3, mode="nearest")
-        relief = _draw(rng, traits.relief_m) * (size / 384) ** 0.5
+        small = (size / 384) ** 0.5
+        relief = _draw(rng, traits.relief_m) * small
         height *= relief / np.ptp(height)
         height += 0.004 * relief * _noise(rng, cells, 20)
         # Ice of the past deepened the valleys and made them wide between steep walls and sharp ridges: each point is
@@ -324,12 +416,12 @@ class _Ground:
         distance = np.hypot(*np.mgrid[-5:6, -5:6]) / 5
         bowl = np.where(distance < 1.1, 0.3 * relief * distance**3, 10 * relief)
         coarse = ndimage.gaussian_filter(ndimage.grey_erosion(height, structure=-bowl), 0.6)
-        coarse = np.rot90(coarse, rng.integers(4)).astype(np.float32)
+        coarse = np.rot90(coarse, int(rng.integers(4))).astype(np.float32)
         inner = slice(_MARGIN // _COARSE, (_MARGIN + size) // _COARSE)
         low, high = np.percentile(coarse[inner, inner], [1, 99.5])
         coarse *= relief / (high - low)
         line = _draw(rng, traits.equilibrium_line_m) + 80 * dryness
-        coarse += line - np.quantile(coarse[inner, inner], _draw(rng, traits.ice_free_share))
+        coarse += line - np.quantile(coarse[inner, inner], _draw(rng, traits.ice_free_share) * small**0.3)
         coarse = coarse.astype(np.float32)
 
         fine = _upsample(coarse)
@@ -339,7 +431,7 @@ class _Ground:
         for _ in range(2):  # gullies
             fine = _carve(fine, np.float32(0.06) * steepness).astype(np.float32)
         fine = ndimage.gaussian_filter(fine, 0.5)
-        return cls(fine, fine.reshape(cells, _COARSE, cells, _COARSE).mean(axis=(1, 3)), line)
+        return cls(fine, fine.reshape(cells, _COARSE, cells, _COARSE).mean(axis=(1, 3)), line, small)
 
 
 def _river_land(rng: np.random.Generator, traits: Region, cells: int) -> Array:
@@ -360,8 +452,8 @@ def _river_land(rng: np.random.Generator, traits: Region, cells: int) -> Array:
 
 def _gradient(height: Array, spacing_m: float = PIXEL_M) -> tuple[Array, Array]:
     """Rise towards the south (down the rows) and the east, m/m."""
-    south, east = np.gradient(height, np.float32(spacing_m))
-    return south, east
+    south, east = np.gradient(height)
+    return south / np.float32(spacing_m), east / np.float32(spacing_m)
 
 
 def _slope(height: Array, spacing_m: float = PIXEL_M) -> Array:
@@ -391,11 +483,12 @@ class _Ice:
         # The northern hemisphere's sun stands in the south: slopes that fall to the north (rise to the south) keep ice.
         poleward = south if traits.epsg < 32700 else -south
         hollow = ndimage.gaussian_filter(bed, 5) - ndimage.gaussian_filter(bed, 1)
-        line = ground.equilibrium_line_m - traits.shade_effect_m * np.clip(poleward * 1.5, -1, 1)
+        line = ground.equilibrium_line_m - traits.shade_effect_m * ground.small * np.clip(poleward * 1.5, -1, 1)
         line = line - np.clip(1.2 * hollow, -150, 150)
         holds = 1 - _ramp(_slope(bed, spacing), np.tan(np.deg2rad(28)), np.tan(np.deg2rad(44)))
 
-        thickness = _flow_ice(bed, line.astype(np.float32), holds, traits, spacing, years=260)
+        climate = (traits.balance_per_year / ground.small, traits.accumulation_m)
+        thickness = _flow_ice(bed, line.astype(np.float32), holds, climate, spacing, years=260)
         deep = _upsample(thickness)
         top = _upsample(bed) + deep
         surface = ndimage.gaussian_filter(top, 2) + 0.6 * _noise(rng, top.shape[0], 12)
@@ -414,24 +507,27 @@ class _Ice:
         return cls(surface.astype(np.float32), glacier, _upsample(line.astype(np.float32), 1), _upsample(load, 1))
 
 
-def _flow_ice(bed: Array, line: Array, holds: Array, traits: Region, spacing_m: float, years: float) -> Array:
+def _flow_ice(
+    bed: Array, line: Array, holds: Array, climate: tuple[float, float], spacing_m: float, years: float
+) -> Array:
     """Thickness (m) of the ice after `years`, by the shallow-ice approximation in explicit steps.
 
     Args:
         bed: height of the rock, m.
         line: height of the equilibrium line, m.
         holds: 1 where snow stays, 0 where it is too steep.
-        traits: the region's mass balance.
+        climate: gain of mass balance with height, 1/a, and the most snow, m ice equivalent a year.
         spacing_m: side of a cell.
         years: time that the ice has on the grid of twice the spacing, where steps are four times as long; the
             last 40 are for this grid.
 
     Fluxes take the diffusivity of the upper cell, so that no ice leaves where there is none.
     """
+    gradient, most = climate
     thickness = np.zeros_like(bed)
     if spacing_m <= PIXEL_M * _COARSE:
         half = [ndimage.zoom(field, 0.5, order=1, grid_mode=True, mode="nearest") for field in (bed, line, holds)]
-        coarser = _flow_ice(half[0], half[1], half[2], traits, 2 * spacing_m, years)
+        coarser = _flow_ice(half[0], half[1], half[2], climate, 2 * spacing_m, years)
         thickness, years = ndimage.zoom(coarser, 2, order=1, grid_mode=True, mode="nearest"), 40
     fastest = np.float32(50_000)  # m²/a: thicker ice than this allows is not worth its short steps
     step = np.float32(0.2 * spacing_m**2 / fastest)
@@ -447,7 +543,7 @@ def _flow_ice(bed: Array, line: Array, holds: Array, traits: Region, spacing_m: 
         diffusivity = np.minimum((2.2e-5 * thickness * thickness + 0.6) * cubed * rise, fastest)
         south *= np.where(south > 0, diffusivity[1:], diffusivity[:-1])
         east *= np.where(east > 0, diffusivity[:, 1:], diffusivity[:, :-1])
-        gain = np.clip((surface - line) * np.float32(traits.balance_per_year), -12, traits.accumulation_m)
+        gain = np.clip((surface - line) * np.float32(gradient), -12, most)
         gain *= np.where(gain > 0, holds, 1)
         gain[at_sea] = -60  # calving
         gain[:-1] += south / spacing_m
@@ -489,7 +585,7 @@ class _Cover(_Layers):
         glacier = ice.glacier
         elevation, lakes = _fill_lakes(rng, traits, ice)
         water = lakes | ((elevation <= 0) & ~glacier)
-        rise = _draw(rng, traits.rise_m)
+        rise = _draw(rng, traits.rise_m) * ground.small
         above = elevation - ice.equilibrium_line_m - rise
         share = np.clip(_draw(rng, traits.debris_share) * (1 + 0.35 * dryness), 0.02, 0.9)
         debris = _cover_with_debris(rng, glacier, -above, ice.rock_load, share)
@@ -501,14 +597,15 @@ class _Cover(_Layers):
         poleward = south if traits.epsg < 32700 else -south
         hollow = ndimage.gaussian_filter(elevation, 8) - smooth
         patches = 0.5 * _noise(rng, side, 24) + 0.4 * _noise(rng, side, 5)
-        snow = (elevation - ground.equilibrium_line_m - rise - _draw(rng, traits.snow_line_m)) / 150
-        snow += np.clip(1.5 * poleward, -1.2, 1.2) + np.clip(hollow / 8, -6, 2) + np.where(glacier, 0.5, patches)
-        snow = _ramp(snow, 0, 1) * np.where(glacier, 1, 1 - _ramp(steep, 0.65, 1.0)) * ~water
-
-        green = (ground.equilibrium_line_m + _draw(rng, traits.vegetation_limit_m) - elevation) / 150
+        snow_line = ground.equilibrium_line_m + rise + _draw(rng, traits.snow_line_m) * ground.small
+        cool = np.clip(1.5 * poleward, -1.2, 1.2) + np.clip(hollow / 8, -6, 2) + np.where(glacier, 0.5, patches)
+        stays = np.where(glacier, 1, 1 - _ramp(steep, 0.65, 1.0)) * ~water
+        snow = _ramp((elevation - snow_line) / 150 + cool, 0, 1) * stays
+        tree_line = ground.equilibrium_line_m + _draw(rng, traits.vegetation_limit_m) * ground.small
+        green = (tree_line - elevation) / 150
         green += 0.9 * _noise(rng, side, 20) + 0.3 * _noise(rng, side, 4) - np.clip(poleward, -0.5, 0.5)
         green = _ramp(green, -1, 2) * (1 - _ramp(steep, 0.7, 1.2)) * traits.vegetation_share
-        return cls(elevation.astype(np.float32), above, glacier, water, debris, snow.astype(np.float32), green)
+        return cls(elevation.astype(np.float32), above, glacier, water, debris, snow, green)
 
     def surface(self) -> NDArray[np.uint8]:
         """Class of each pixel: background, clean ice, debris-covered ice, water."""
@@ -522,32 +619,30 @@ def _fill_lakes(rng: np.random.Generator, traits: Region, ice: _Ice) -> tuple[Ar
     steep = _slope(ndimage.gaussian_filter(elevation, 3))
     far = ndimage.distance_transform_edt(~ice.glacier)
     hollow = ndimage.gaussian_filter(elevation, 12) - elevation
-    wish = np.where(ice.glacier | (elevation <= 2), 0.0, np.exp(-steep / 0.07 - far / 40) + 0.02 * np.exp(-steep / 0.07))
-    wish *= _ramp(hollow, -5, 25) + 1e-6
+    wish = np.exp(-steep / 0.07) * (np.exp(-far / 40) + 0.02) * (_ramp(hollow, -5, 25) + 1e-6)
+    wish[ice.glacier | (elevation <= 2)] = 0
     total = np.cumsum(wish)
     if total[-1] < 1e-9:
         return elevation, lakes
-    rows, columns = np.divmod(np.searchsorted(total, rng.uniform(0, total[-1], rng.poisson(traits.lakes))), steep.shape[1])
-    place_rows, place_columns = np.indices(elevation.shape, np.int32)
-    for row, column in zip(rows, columns, strict=True):
+    for place in np.searchsorted(total, rng.uniform(0, total[-1], rng.poisson(traits.lakes))):
+        row, column = divmod(int(place), len(steep))
         radius = float(np.clip(rng.lognormal(1.6, 0.6), 2, 16))
         reach = int(3 * radius) + 3
-        window = np.s_[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
-        down, right = place_rows[window], place_columns[window]
+        top, left = max(row - reach, 0), max(column - reach, 0)
+        window = np.s_[top : row + reach + 1, left : column + reach + 1]
+        floor, icy = elevation[window], ice.glacier[window]
+        down, right = np.indices(floor.shape)
+        down, right = down + top - row, right + left - column
         angle, stretch = rng.uniform(0, np.pi), rng.uniform(1, 2)
-        along = (down - row) * np.cos(angle) + (right - column) * np.sin(angle)
-        across = (right - column) * np.cos(angle) - (down - row) * np.sin(angle)
+        along = down * np.cos(angle) + right * np.sin(angle)
+        across = right * np.cos(angle) - down * np.sin(angle)
         bowl = np.exp(-((along / stretch) ** 2 + across**2) / radius**2)
         depth = 6 + 1.1 * radius * PIXEL_M * steep[row, column]
-        place = elevation[window]
-        place -= np.where(ice.glacier[window], 0, depth * bowl * (1 + 0.15 * rng.standard_normal(place.shape)))
-        seed = np.full_like(place, place.max())
-        edge = np.ones(place.shape, bool)
-        edge[1:-1, 1:-1] = False
-        seed[edge] = place[edge]
-        level = reconstruction(seed, place, method="erosion").astype(np.float32)
-        wet = remove_small_objects((level - place > 1.5) & ~ice.glacier[window], max_size=8)
-        place[wet] = level[wet]
+        floor -= np.where(icy, 0, depth * bowl * (1 + 0.15 * rng.standard_normal(floor.shape)))
+        brim = np.pad(np.full_like(floor[1:-1, 1:-1], floor.max()), 1, constant_values=-np.inf)
+        level = reconstruction(np.maximum(brim, floor), floor, method="erosion")
+        wet = remove_small_objects((level - floor > 1.5) & ~icy, max_size=8)
+        floor[wet] = level[wet]
         lakes[window] |= wet
     return elevation, lakes
 
@@ -564,7 +659,8 @@ def _cover_with_debris(
     down = np.clip(below_line_m / np.maximum(lowest, 120), 0, 1)
     margin = np.exp(-ndimage.distance_transform_edt(glacier) / 4)
     load = np.clip(rock_load / max(float(np.quantile(rock_load[melting], 0.95)), 1e-3), 0, 1)
-    amount = down * (1 + 0.8 * load + 0.4 * margin) + 0.1 * _noise(rng, len(down), 20) + 0.03 * _noise(rng, len(down), 4)
+    amount = down * (1 + 0.8 * load + 0.4 * margin)
+    amount += 0.1 * _noise(rng, len(down), 20) + 0.03 * _noise(rng, len(down), 4)
     least = np.quantile(amount[melting], 1 - share)
     return _ramp(amount, least - 0.08, least + 0.08) * (glacier & (below_line_m > -30))
 
@@ -659,9 +755,8 @@ def _see_optical(rng: np.random.Generator, traits: Region, cover: _Cover, light:
 
 def _by_cover(cover: _Cover, values: Mapping[str, float | Array]) -> Array:
     """Blend one value per material by what covers each pixel."""
-    firn = _mix(values["ice"] + 0 * cover.snow, values["firn"], cover.snow)
-    glacier = _mix(firn, values["debris"], cover.debris)
-    land = _mix(_mix(values["rock"] + 0 * cover.snow, values["vegetation"], cover.vegetation), values["snow"], cover.snow)
+    glacier = _mix(_mix(values["ice"], values["firn"], cover.snow), values["debris"], cover.debris)
+    land = _mix(_mix(values["rock"], values["vegetation"], cover.vegetation), values["snow"], cover.snow)
     return np.where(cover.water, values["water"], np.where(cover.glacier, glacier, land))
 
 

@@ -175,9 +175,7 @@ class TileFile:
         """Band names of each modality; without them, those documented for the published datasets."""
         known = {**published_bands(), **self._stored("bands", lambda bands: dict(bands.items()), {})}
         return {
-            name: known[name]
-            if len(known.get(name, ())) == count
-            else [f"{name}_{i + 1}" for i in range(count)]
+            name: known[name] if len(known.get(name, ())) == count else [f"{name}_{i + 1}" for i in range(count)]
             for name, count in self.modalities.items()
         }
 
@@ -256,9 +254,7 @@ class TileFile:
                     f"{self.path}: tile {name!r} has no {_quoted(missing)}, "
                     f"it has {_quoted(_modalities(group)) or 'no modality'}"
                 )
-            return {
-                modality: np.asarray(group[modality][_index(window)], np.float32) for modality in modalities
-            }
+            return {modality: np.asarray(group[modality][_index(window)], np.float32) for modality in modalities}
 
     def mask(self, name: str, window: Window | None = None) -> NDArray[np.uint8]:
         """Return the class ids of tile `name`, uint8 `(h, w)`, 255 = ignore (everywhere without a mask)."""
@@ -323,9 +319,7 @@ class TileFile:
                 yield f"`{key}` has {dimensions} dimensions, expected height × width × classes"
                 return
         if len(set(sizes.values())) > 1:
-            yield "sizes differ: " + ", ".join(
-                f"`{key}` {'×'.join(map(str, size))}" for key, size in sizes.items()
-            )
+            yield "sizes differ: " + ", ".join(f"`{key}` {'×'.join(map(str, size))}" for key, size in sizes.items())
             return
         if not sizes:
             return
@@ -359,8 +353,7 @@ class TileFile:
             raise
         except (OSError, RuntimeError, KeyError) as error:
             raise UserError(
-                f"{self.path}: can't be read as HDF5, it may be truncated or damaged: get or prepare it "
-                f"again ({error})"
+                f"{self.path}: can't be read as HDF5, it may be truncated or damaged: get or prepare it again ({error})"
             ) from error
 
     def _handle(self) -> h5py.File:
@@ -483,9 +476,7 @@ class TileWriter:
         if name in self._digests:
             raise ValueError(f"tile {name!r} is in {self.path} already")
         if set(modalities) != set(self._bands):
-            raise ValueError(
-                f"tile {name!r} has modalities {sorted(modalities)}, the file has {sorted(self._bands)}"
-            )
+            raise ValueError(f"tile {name!r} has modalities {sorted(modalities)}, the file has {sorted(self._bands)}")
         arrays: dict[str, NDArray[Any]] = {}
         for modality, array in modalities.items():
             expected = (*mask.shape, len(self._bands[modality]))
@@ -496,9 +487,7 @@ class TileWriter:
             raise ValueError(f"tile {name!r}: mask {mask.shape} and valid {valid.shape} must be one (H, W)")
         known = [*range(len(self._classes)), IGNORE]
         if not np.isin(mask, known).all():
-            raise ValueError(
-                f"tile {name!r}: class ids {np.setdiff1d(mask, known)} are not in the class list"
-            )
+            raise ValueError(f"tile {name!r}: class ids {np.setdiff1d(mask, known)} are not in the class list")
         arrays["mask"] = np.ascontiguousarray(mask, np.uint8)
         arrays["valid"] = np.ascontiguousarray(np.asarray(valid) != 0, np.uint8)
         described: dict[str, Any] = {"region": region, "subregion": subregion, **attributes}
@@ -565,16 +554,10 @@ def find_dataset(name_or_path: str | Path | None = None, root: Path = Path("tile
         return Dataset(path.stem, path.parent, {"test": path})
     if _splits(path):
         return Dataset(path.resolve().name, path, _splits(path))
-    choice = (
-        f"known datasets are {', '.join(known)}" if known else "make one with `python prepare.py synthetic`"
-    )
+    choice = f"known datasets are {', '.join(known)}" if known else "make one with `python prepare.py synthetic`"
     if path.is_dir():
-        raise UserError(
-            f"{path}: expected train.hdf5, val.hdf5 or test.hdf5 in it, found none of them; {choice}"
-        )
-    raise UserError(
-        f"no dataset {str(name_or_path)!r}: no such name under {root}/, folder or tile file; {choice}"
-    )
+        raise UserError(f"{path}: expected train.hdf5, val.hdf5 or test.hdf5 in it, found none of them; {choice}")
+    raise UserError(f"no dataset {str(name_or_path)!r}: no such name under {root}/, folder or tile file; {choice}")
 
 
 @contextmanager
@@ -587,13 +570,10 @@ def replacing_dataset(folder: Path, *, overwrite: bool = False) -> Iterator[Path
     if folder.exists():
         if not overwrite:
             raise UserError(f"{folder} exists: choose another name, or replace it with --overwrite")
-        others = [
-            path.name for path in folder.iterdir() if path.name not in {f"{split}.hdf5" for split in SPLITS}
-        ]
+        others = [path.name for path in folder.iterdir() if path.name not in {f"{split}.hdf5" for split in SPLITS}]
         if others:
             raise UserError(
-                f"{folder} is not replaced: beside tile files it holds {_quoted(sorted(others))}; "
-                "move that away"
+                f"{folder} is not replaced: beside tile files it holds {_quoted(sorted(others))}; move that away"
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -625,9 +605,7 @@ def select(file: TileFile, regions: Sequence[str] | None = None) -> list[str]:
     known = sorted(set(region_by_tile.values()))
     unknown = [region for region in regions if region not in known]
     if unknown:
-        raise UserError(
-            f"{file.path}: no tile of region {_quoted(unknown)}; its regions are {_quoted(known)}"
-        )
+        raise UserError(f"{file.path}: no tile of region {_quoted(unknown)}; its regions are {_quoted(known)}")
     return [name for name, region in region_by_tile.items() if region in regions]
 
 

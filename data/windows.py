@@ -32,9 +32,7 @@ def starts(length: int, patch: int, stride: int) -> list[int]:
     if length < 1 or patch < 1 or stride < 1:
         raise ValueError(f"length, patch and stride are at least 1, got {length}, {patch}, {stride}")
     if stride > patch:
-        raise ValueError(
-            f"a stride of {stride} leaves gaps between windows of {patch} pixels; use at most {patch}"
-        )
+        raise ValueError(f"a stride of {stride} leaves gaps between windows of {patch} pixels; use at most {patch}")
     if length <= patch:
         return [0]
     last = length - patch

@@ -145,9 +145,7 @@ def _paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
 
 
 def _show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
-    axis.imshow(
-        np.where(seen[..., None], image, np.array(to_rgb(INVALID), np.float32)), interpolation="antialiased"
-    )
+    axis.imshow(np.where(seen[..., None], image, np.array(to_rgb(INVALID), np.float32)), interpolation="antialiased")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -90,9 +90,7 @@ class Evaluation:
         rows = []
         for region in regions:
             members = [tile for tile in self.tiles if tile.region == region]
-            rows.append(
-                {"region": region, "tiles": len(members), **self._row(_pool(members, len(self.classes)))}
-            )
+            rows.append({"region": region, "tiles": len(members), **self._row(_pool(members, len(self.classes)))})
         return pd.DataFrame(rows)
 
     @cached_property
@@ -165,18 +163,14 @@ class Evaluation:
         row: dict[str, Any] = {"pixels": pooled.pixels, "glacier_share": pooled.share}
         row |= {name: getattr(pooled, name) for name in (*_COUNTS, *SCORES)}
         if pooled.tp + pooled.fn == 0:
-            row["iou"] = (
-                math.nan
-            )  # Without glacier to find, IoU is 0 or undefined, whatever the model's merit.
+            row["iou"] = math.nan  # Without glacier to find, IoU is 0 or undefined, whatever the model's merit.
         if len(self.classes) > 2:
             row |= {f"iou_{name}": counts(matrix, [index]).iou for index, name in enumerate(self.classes)}
             row["mcc_all_classes"] = multiclass_mcc(matrix)
         return row
 
 
-def evaluate(
-    predictions: PredictionFile, names: Sequence[str], settings: Sequence[Setting]
-) -> list[Evaluation]:
+def evaluate(predictions: PredictionFile, names: Sequence[str], settings: Sequence[Setting]) -> list[Evaluation]:
     """Score the tiles `names` of a prediction file under each of `settings`, reading every tile once.
 
     Raises:
@@ -230,9 +224,7 @@ def glacier_ids(classes: Sequence[ClassInfo]) -> tuple[int, ...]:
     ids = tuple(index for index, info in enumerate(classes) if info.glacier)
     if not ids:
         named = ", ".join(info.name for info in classes)
-        raise UserError(
-            f"no class is flagged as glacier among {named}: prepare the tiles with classes of which one is"
-        )
+        raise UserError(f"no class is flagged as glacier among {named}: prepare the tiles with classes of which one is")
     return ids
 
 

@@ -31,16 +31,12 @@ def confusion_matrix(reference: np.ndarray, predicted: np.ndarray, num_classes: 
         ValueError: If the shapes differ or an id that counts is not below `num_classes`.
     """
     if reference.shape != predicted.shape:
-        raise ValueError(
-            f"reference has shape {reference.shape}, predicted {predicted.shape}: they must be equal"
-        )
+        raise ValueError(f"reference has shape {reference.shape}, predicted {predicted.shape}: they must be equal")
     counted = reference != IGNORE
     rows, columns = reference[counted].astype(np.int64), predicted[counted].astype(np.int64)
     for name, ids in (("reference", rows), ("predicted", columns)):
         if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
-            raise ValueError(
-                f"{name} has class ids {ids.min()} to {ids.max()}, expected 0 to {num_classes - 1}"
-            )
+            raise ValueError(f"{name} has class ids {ids.min()} to {ids.max()}, expected 0 to {num_classes - 1}")
     pairs = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 

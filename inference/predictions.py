@@ -162,8 +162,7 @@ class PredictionFile:
         present = sorted(set(self.region_by_tile.values()))
         if unknown := [region for region in regions or () if region not in present]:
             raise UserError(
-                f"{self.path}: no predicted tile of region {', '.join(unknown)}; "
-                f"its regions are {', '.join(present)}"
+                f"{self.path}: no predicted tile of region {', '.join(unknown)}; its regions are {', '.join(present)}"
             )
         return [name for name, region in self.region_by_tile.items() if not regions or region in regions]
 
@@ -192,9 +191,7 @@ class PredictionFile:
     def _reading(self) -> Iterator[h5py.File]:
         """Open the file for one read; what HDF5 says of a broken file becomes a `UserError`."""
         if not self.path.is_file():
-            raise UserError(
-                f"no predictions {self.path}: make them with python predict.py -n {self.path.parent.name}"
-            )
+            raise UserError(f"no predictions {self.path}: make them with python predict.py -n {self.path.parent.name}")
         try:
             with h5py.File(self.path, "r") as file:
                 yield file

@@ -6,7 +6,7 @@ Rebuilt from what a run stored (`from_run`), or from a recipe and a weights file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +62,11 @@ class Predictor:
         """Return the probabilities `(N, P, P, K)` of a batch of patches by modality."""
         return np.asarray(self.model.predict_on_batch(dict(batch))["output"], np.float32)
 
-    def inputs(
-        self, source: TileFile, info: TileInfo, statistics: Statistics | None
-    ) -> dict[str, NDArray[np.float32]]:
+    def inputs(self, source: TileFile, info: TileInfo, statistics: Statistics | None) -> dict[str, NDArray[np.float32]]:
         """Read a tile; return the model's inputs: scaled `(H, W, C)` by modality, and `location` `(L,)`."""
         raw = source.read(info.name, list(self.modalities))
         inputs = {
-            name: statistics.apply(name, values)
-            if statistics
-            else np.nan_to_num(values, posinf=0.0, neginf=0.0)
+            name: statistics.apply(name, values) if statistics else np.nan_to_num(values, posinf=0.0, neginf=0.0)
             for name, values in raw.items()
         }
         if _has_location(self.model):
@@ -103,26 +99,34 @@ class Predictor:
                 )
         return self.statistics
 
-    def check(self, source: TileFile) -> None:
-        """Raise one `UserError` with everything that keeps this model from predicting `source`."""
-        if self.modalities.items() - source.modalities.items():
-            raise UserError(
-                f"{source.path}: these tiles do not have what {self.name!r} takes.\n"
-                f"  it needs:      {_listed(self.modalities)}\n"
-                f"  the tiles have: {_listed(source.modalities)}\n"
-                "prepare tiles with these modalities, or train on the ones that there are"
-            )
-        if [info.glacier for info in source.classes] != [info.glacier for info in self.classes]:
-            theirs, ours = (
-                ", ".join(info.name + (" (glacier)" if info.glacier else "") for info in classes)
-                for classes in (source.classes, self.classes)
-            )
-            raise UserError(
-                f"{source.path}: its classes are {theirs}; {self.name!r} predicts {ours}: "
-                "prepare the tiles with the classes of the run"
-            )
-        if problems := source.check(list(self.modalities), labelled=False):
-            raise UserError("these tiles can't be predicted:\n  " + "\n  ".join(problems))
+
+def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], classes: Sequence[ClassInfo]) -> None:
+    """Raise one `UserError` with everything that keeps a model from predicting the tiles of `source`.
+
+    Args:
+        source: The tiles; all of them are read once.
+        name: What the message calls the model.
+        modalities: Channel counts of the model's inputs.
+        classes: What the model predicts.
+    """
+    if modalities.items() - source.modalities.items():
+        raise UserError(
+            f"{source.path}: these tiles do not have what {name!r} takes.\n"
+            f"  it needs:       {_listed(modalities)}\n"
+            f"  the tiles have: {_listed(source.modalities)}\n"
+            "prepare tiles with these modalities, or use a model of the ones that there are"
+        )
+    if [info.glacier for info in source.classes] != [info.glacier for info in classes]:
+        theirs, ours = (
+            ", ".join(info.name + (" (glacier)" if info.glacier else "") for info in listed)
+            for listed in (source.classes, classes)
+        )
+        raise UserError(
+            f"{source.path}: its classes are {theirs}; {name!r} predicts {ours}: "
+            "prepare the tiles with the classes of the run"
+        )
+    if problems := source.check(list(modalities), labelled=False):
+        raise UserError("these tiles can't be predicted:\n  " + "\n  ".join(problems))
 
 
 def find_run(name: str) -> Record:
@@ -176,16 +180,14 @@ def from_run(record: Record, precision: str = "float32") -> Predictor:
     )
 
 
-def from_weights(
-    recipe_name: str, weights: Path, source: TileFile, name: str, precision: str = "float32"
-) -> Predictor:
+def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, precision: str = "float32") -> Predictor:
     """Build the architecture of a recipe for the tiles of `source`, and load a weights file into it.
 
     Inputs, their order, patch size and options are the recipe's, channel counts and classes those of the
     tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs.
 
     Raises:
-        UserError: If the tiles lack an input of the recipe, or the weights are of another model.
+        UserError: If the tiles lack an input of the recipe or are damaged, or the weights are of another model.
     """
     import checkpoints
     from training.recipe import load_recipe
@@ -200,6 +202,7 @@ def from_weights(
     modalities = {modality: source.modalities[modality] for modality in recipe.inputs}
     architecture = recipe.architecture.name
     options = checkpoints.adapt_options(architecture, recipe.architecture.options, weights)
+    check_tiles(source, recipe.name, modalities, source.classes)
     if recipe.location == "region":
         options["location_size"] = len(PUBLISHED_REGIONS) + 1
     patch_size = recipe.training.patch_size
@@ -268,6 +271,4 @@ def _like_published(source: TileFile, stored: Statistics, modalities: list[str])
 
 
 def _listed(modalities: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{name} ({count} channel{'s' if count > 1 else ''})" for name, count in modalities.items()
-    )
+    return ", ".join(f"{name} ({count} channel{'s' if count > 1 else ''})" for name, count in modalities.items())

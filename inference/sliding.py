@@ -31,9 +31,7 @@ def blend(
     batch: int = 8,
 ) -> Floats:
     """Return the probabilities `(H, W, K)` of one array by modality; see `blend_all`."""
-    (blended,) = blend_all(
-        predict, [inputs], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch
-    )
+    (blended,) = blend_all(predict, [inputs], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch)
     return blended
 
 

@@ -32,7 +32,7 @@ def predict_file(
 
     Args:
         predictor: The model.
-        source: The tiles; `predictor.check` has been asked before.
+        source: The tiles; `check_tiles` has been asked before.
         target: Usually `predictions/NAME/predictions.hdf5`.
         names: Tiles to predict.
         overlap: Share of a patch that neighbouring windows have in common, 0 … 1 exclusive.

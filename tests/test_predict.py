@@ -82,9 +82,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tiles: WriteTiles, weights: Path
-) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tiles: WriteTiles, weights: Path) -> Path:
     """A folder with the dataset `small` (train, val, test) and the run `r` trained on it."""
     monkeypatch.chdir(tmp_path)
     tiles = Path("tiles/small")
@@ -120,9 +118,7 @@ def test_a_run_predicts_its_own_test_tiles_from_its_two_files(
 def test_the_architecture_names_the_run_that_has_no_other_name(workspace: Path) -> None:
     build({"optical": 6}, 1).save_weights(weights_path("resunet"))
     describe_run("resunet", {"optical": 6}, 1)
-    predict.main(
-        ["-m", "resunet", "--split", "val", "--regions", "ALP", "--overlap", "0.25", "--batch-size", "3"]
-    )
+    predict.main(["-m", "resunet", "--split", "val", "--regions", "ALP", "--overlap", "0.25", "--batch-size", "3"])
     result = PredictionFile(path_of("resunet"))
     assert result.source == Path("tiles/small/val.hdf5") and result.region_by_tile == {"t1": "ALP"}
     assert result.probs("t1").shape == (32, 40, 1)
@@ -194,9 +190,7 @@ def refused(*arguments: str) -> str:
         (["-m", "glavitu", "-w", "missing.h5"], ["sar", "optical"]),
     ],
 )
-def test_wrong_input_is_answered_with_what_to_do(
-    workspace: Path, arguments: list[str], words: list[str]
-) -> None:
+def test_wrong_input_is_answered_with_what_to_do(workspace: Path, arguments: list[str], words: list[str]) -> None:
     message = refused(*arguments)
     assert all(word in message for word in words), message
 
@@ -218,9 +212,7 @@ def test_other_tiles_weights_and_broken_files_are_refused(workspace: Path, write
     assert "'r'" not in (message := refused("-m", "small.yaml", "-w", str(weights_path("r")))), message
 
 
-def test_without_tiles_the_message_says_what_makes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_tiles_the_message_says_what_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (["-m", "glavitu"], ["-n", "mine"], ["-m", "glavitu", "-w", "x.h5"]):
         assert "python prepare.py synthetic" in refused(*arguments)

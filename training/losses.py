@@ -14,11 +14,11 @@ from keras import ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IGNORE = 255
-EPSILON = 1e-7  # float32 probabilities are kept this far from 0 and 1 before a logarithm
+EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 (float32: one step below 1)
 
 
 class _Term(BaseModel, ABC):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: Annotated[float, Field(gt=0)] = 1.0
 
@@ -38,8 +38,7 @@ class CrossEntropy(_Term):
 
     def value(self, one_hot: Any, probabilities: Any, counted: Any) -> Any:
         """Return the mean over pixels."""
-        true = ops.clip(ops.sum(one_hot * probabilities, axis=-1), EPSILON, 1.0)
-        return _mean(-ops.log(true), counted)
+        return _mean(-ops.log(_of_reference(one_hot, probabilities)), counted)
 
 
 class Focal(_Term):
@@ -49,7 +48,7 @@ class Focal(_Term):
 
     def value(self, one_hot: Any, probabilities: Any, counted: Any) -> Any:
         """Return the mean over pixels."""
-        true = ops.clip(ops.sum(one_hot * probabilities, axis=-1), EPSILON, 1.0)
+        true = _of_reference(one_hot, probabilities)
         return _mean(-ops.power(1.0 - true, self.gamma) * ops.log(true), counted)
 
 
@@ -73,7 +72,7 @@ class Dice(_Term):
 class LossTerms(BaseModel):
     """The terms of a loss by name, summed with their weights; at least one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     cross_entropy: CrossEntropy | None = None
     focal: Focal | None = None
@@ -106,6 +105,11 @@ class SegmentationLoss(keras.losses.Loss):
         labels = ops.cast(ops.where(ops.equal(y_true, IGNORE), 0, y_true), "int32")
         one_hot = ops.one_hot(labels, y_pred.shape[-1], dtype="float32")
         return sum(term.weight * term.value(one_hot, y_pred, counted) for term in self.terms.terms)
+
+
+def _of_reference(one_hot: Any, probabilities: Any) -> Any:
+    """Probability (N, H, W) of the reference class; at 0 and 1, logarithm and powers have no finite slope."""
+    return ops.clip(ops.sum(one_hot * probabilities, axis=-1), EPSILON, 1.0 - EPSILON)
 
 
 def _mean(values: Any, counted: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The framework itself with its compiled graph, and what the convolution library keeps beside the tensors.
-_FRAMEWORK = 0.7e9
+_FRAMEWORK = 1.0e9
 
 
 def training_memory(model: keras.Model, batch_size: int, precision: str) -> float:

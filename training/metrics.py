@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -59,12 +60,11 @@ class ConfusionMatrix(keras.metrics.Metric):
         return high * _CARRY + low
 
 
-def epoch_scores(matrix: NDArray[np.int64], prefix: str) -> dict[str, float]:
-    """Return accuracy and per class IoU, precision and recall, named as in the log, such as `{prefix}_iou_1`.
+def epoch_scores(matrix: NDArray[np.int64], prefix: str, classes: Iterable[int]) -> dict[str, float]:
+    """Return accuracy and, for each of `classes`, IoU, precision and recall, named as in the log.
 
-    With two classes only class 1 is named: the scores of background say the same about the same pixels.
+    The names are `{prefix}_accuracy`, `{prefix}_iou_1` and so on; a score that is undefined is nan.
     """
-    classes = range(1, 2) if len(matrix) == 2 else range(len(matrix))
     scores = {f"{prefix}_accuracy": float(np.trace(matrix) / max(1, matrix.sum()))}
     for k in classes:
         c = counts(matrix, {k})

@@ -22,7 +22,7 @@ ReducedPrecision = Literal["float16", "bfloat16"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Architecture(_Part):
@@ -176,27 +176,36 @@ def _set(content: dict[str, Any], change: str) -> None:
 
 def _sentence(error: Any) -> str:
     """Turn one pydantic error into: key, what is wrong, what was received."""
-    # The tag of a union stands in the location ('schedule.plateau.factor'); users write 'schedule.factor'.
-    location = [str(part) for part in error["loc"] if part not in ("plateau", "cosine")]
-    key = ".".join(location) or "the recipe"
+    keys, known = _place(error["loc"])
+    key = ".".join(keys) or "the recipe"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
+        close = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         return f"unknown key {key}{hint} (known here: {', '.join(known)})"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.name is missing"
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.name: expected one of {error['ctx']['expected_tags']}; received {error['ctx']['tag']!r}"
     return f"{key}: {error['msg'].removeprefix('Value error, ')}; received {error['input']!r}"
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
-    """Return the field names of the part of a recipe at `location`."""
+def _place(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """Return the keys that a user writes for a place in a recipe, and the field names known at the last of them."""
     schema = Recipe.model_json_schema()
     node: dict[str, Any] = schema
-    for part in location:
+    keys: list[str] = []
+    known: list[str] = []
+    for part in map(str, location):
+        if alternative := node.get("discriminator", {}).get("mapping", {}).get(part):
+            # The tag of a union is a part of its own: 'schedule.plateau.factor' where users write 'schedule.factor'.
+            node = _resolve(schema, {"$ref": alternative})
+            continue
+        keys.append(part)
+        known = sorted(node.get("properties", {}))
         node = _resolve(schema, node.get("properties", {}).get(part, {}))
-    alternatives = node.get("oneOf") or [node]
-    return sorted({key for option in alternatives for key in _resolve(schema, option).get("properties", {})})
+    return keys, known
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class Plan:
         """Ids of the classes that count as glacier."""
         return {i for i, c in enumerate(self.train.file.classes) if c.glacier}
 
+    @property
+    def scored_classes(self) -> range:
+        """Ids of the classes that the log has scores of: one sigmoid has a probability of class 1 alone."""
+        return range(1 if self.recipe.outputs == "sigmoid" else 0, len(self.train.file.classes))
+
     def summary(self) -> str:
         """Return what a user wants to know before it starts."""
         training = self.recipe.training
@@ -104,6 +109,8 @@ def plan(
             problems.append(f"{val.path} has channels {other}, {train.path} has {channels}")
         if val.classes != train.classes:
             problems.append(f"{val.path} and {train.path} have different classes")
+        if _is_scaled(val) != _is_scaled(train):
+            problems.append(f"of {val.path} and {train.path} the values of one only are scaled already")
     if problems:
         more = [f"and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
         raise UserError("\n  ".join(["the tiles can't be trained on:", *problems[:_SHOWN_PROBLEMS], *more]))
@@ -113,6 +120,7 @@ def plan(
         raise UserError(f"{recipe.name} has one sigmoid output for two classes; {train.path} has {len(train.classes)}")
 
     known_regions = tuple(sorted({train.info(name).region for name in names["train"]}))
+    statistics = train.statistics and train.statistics.select(recipe.inputs)
     options = dict(recipe.architecture.options)
     if recipe.location == "region":
         options["location_size"] = len(known_regions) + 1
@@ -134,7 +142,7 @@ def plan(
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
-        return PatchSource(files[split], names[split], recipe.inputs, train.statistics, patch, location)
+        return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location)
 
     sources = {split: source(split) for split in files}
     return Plan(
@@ -150,6 +158,10 @@ def plan(
         steps=recipe.training.steps(sources["train"].whole_patches),
         memory=training_memory(model, recipe.training.batch_size, chosen),
     )
+
+
+def _is_scaled(file: TileFile) -> bool:
+    return file.statistics is None or file.statistics.applied
 
 
 class _Steps(keras.callbacks.Callback):
@@ -168,6 +180,14 @@ class _Steps(keras.callbacks.Callback):
         if not math.isfinite(loss):
             self.bad_step = batch + 1
             self.model.stop_training = True
+
+
+class _Memory(io.BytesIO):
+    """A weights file in memory: on a full disk HDF5 ends the process where a plain write raises `OSError`."""
+
+    def __str__(self) -> str:
+        """Return the ending by which Keras chooses the format."""
+        return ".weights.h5"
 
 
 class Run:
@@ -260,7 +280,7 @@ class Run:
             training.workers,
             plan.recipe.unknown_region,
         )
-        bar = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
+        bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
         steps = _Steps(bar)
         try:
             history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
@@ -275,6 +295,8 @@ class Run:
         val_logs = model.evaluate(
             WholePatches(plan.val, plan.outputs, batch, training.workers), verbose=0, return_dict=True
         )
+        if not math.isfinite(val_logs["loss"]):
+            raise FloatingPointError(f"the validation loss was not finite after step {plan.steps} of epoch {epoch + 1}")
         val_matrices = {output: c.matrix() for output, c in self.confusions.items()}
 
         row: dict[str, Any] = {
@@ -286,17 +308,20 @@ class Run:
         for prefix, logs, matrices in (("", train_logs, train_matrices), ("val_", val_logs, val_matrices)):
             for output, matrix in matrices.items():
                 row[f"{prefix}{output}_loss"] = logs.get(f"{output}_loss", logs["loss"])
-                row |= epoch_scores(matrix, f"{prefix}{output}")
+                row |= epoch_scores(matrix, f"{prefix}{output}", plan.scored_classes)
         return row, float(getattr(counts(val_matrices["output"], plan.glacier), training.monitor))
 
     def _keep(self, epoch: int, score: float) -> None:
-        """Save the weights of the best epoch so far, then the record."""
+        """Save the weights of the best epoch so far with the record: both, or on any error neither."""
+        best = Best(epoch=epoch, monitor=self.best.monitor, score=None if math.isnan(score) else score)
+        memory = _Memory()
+        self.plan.model.save_weights(memory)
         with replacing(weights_path(self.name, self.weights)) as path:
-            self.plan.model.save_weights(path)
-        self.best = Best(epoch=epoch, monitor=self.best.monitor, score=None if math.isnan(score) else score)
-        self._save_record("running")
+            path.write_bytes(memory.getbuffer())
+            self._save_record("running", best)
+        self.best = best
 
-    def _save_record(self, stopped: Any) -> Record:
+    def _save_record(self, stopped: Any, best: Best | None = None) -> Record:
         plan = self.plan
         file = plan.train.file
         record = Record(
@@ -309,7 +334,7 @@ class Run:
             classes=tuple(ClassRecord(name=c.name, glacier=c.glacier, color=c.color) for c in file.classes),
             outputs=plan.recipe.outputs,
             patch_size=plan.recipe.training.patch_size,
-            statistics=None if file.statistics is None else file.statistics.select(plan.recipe.inputs).to_json(),
+            statistics=plan.train.statistics.to_json() if plan.train.statistics else None,
             regions=plan.regions,
             location=plan.recipe.location,
             dataset=self.dataset,
@@ -320,7 +345,7 @@ class Run:
             precision=plan.precision,
             seed=plan.seed,
             parameters=plan.model.count_params(),
-            best=self.best,
+            best=best or self.best,
             epochs=len(self.rows),
             stopped=stopped,
             written=now(),

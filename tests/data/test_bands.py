@@ -21,9 +21,7 @@ CLASSES, VALUES = parse_classes(["0=background", "255=glacier"])
 LAYOUT = Layout(BANDS, "label", CLASSES, VALUES, nodata=(0.0,), region="HMA", subregion="HMA-1")
 
 
-def write_raster(
-    path: Path, values: NDArray[Any], tile: int = 0, epsg: int | None = 32643, **options: object
-) -> Path:
+def write_raster(path: Path, values: NDArray[Any], tile: int = 0, epsg: int | None = 32643, **options: object) -> Path:
     """Write a GeoTIFF; `tile` says how many tiles it lies to the east."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = values if values.ndim == 3 else values[None]
@@ -202,11 +200,7 @@ def test_tiles_without_georeference_are_welcome(tmp_path: Path, epsg: int | None
                 write_raster(path, values, index)
     write_dataset(tmp_path / "out", LAYOUT, {"train": tmp_path / "train"})
     file = written(tmp_path / "out", "train")
-    assert (
-        (file.info(file.names[0]).crs is None)
-        == (file.info(file.names[0]).transform is None)
-        == (epsg is None)
-    )
+    assert (file.info(file.names[0]).crs is None) == (file.info(file.names[0]).transform is None) == (epsg is None)
 
 
 # -- splits --------------------------------------------------------------------------------------------------
@@ -339,9 +333,7 @@ def fault_name(source: Path, index: int) -> list[str]:
 
 def fault_all_invalid(source: Path, index: int) -> list[str]:
     for name in BANDS:
-        write_raster(
-            source / name / file_name(name, f"01_{index:02}"), np.zeros((SIZE, SIZE), np.float32), index
-        )
+        write_raster(source / name / file_name(name, f"01_{index:02}"), np.zeros((SIZE, SIZE), np.float32), index)
     return [f"tile 01_{index:02}", str(source), "no valid pixel"]
 
 

@@ -66,9 +66,7 @@ def test_fitting_does_not_depend_on_how_pixels_are_cut_into_tiles() -> None:
 
 def test_scaled_training_pixels_have_mean_0_and_deviation_1() -> None:
     statistics = fit(samples())
-    scaled = np.concatenate(
-        [statistics.apply("optical", arrays["optical"])[valid] for arrays, valid in samples()]
-    )
+    scaled = np.concatenate([statistics.apply("optical", arrays["optical"])[valid] for arrays, valid in samples()])
     assert scaled.dtype == np.float32
     seen = np.isfinite(pixels("optical"))
     for band in range(3):

@@ -47,9 +47,7 @@ STATISTICS = Statistics(
 WKT = 'LOCAL_CS["a grid",UNIT["metre",1]]'
 
 
-def arrays(
-    seed: int = 0, size: tuple[int, int] = (6, 8)
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def arrays(seed: int = 0, size: tuple[int, int] = (6, 8)) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     modalities = {name: rng.random((*size, len(bands)), dtype=np.float32) for name, bands in BANDS.items()}
     modalities["optical"][0, 0] = np.nan
@@ -58,9 +56,7 @@ def arrays(
     return modalities, mask, rng.random(size) > 0.2
 
 
-def write_ours(
-    path: Path, order: tuple[str, ...] = ("b", "a"), seed: int = 0, command: str = "make it"
-) -> Path:
+def write_ours(path: Path, order: tuple[str, ...] = ("b", "a"), seed: int = 0, command: str = "make it") -> Path:
     with TileWriter(path, CLASSES, BANDS, STATISTICS, {"from": ["x.tif"]}, command) as writer:
         for name in order:
             modalities, mask, valid = arrays(seed + ord(name))
@@ -136,12 +132,8 @@ def test_names_in_the_file_are_those_of_the_format(tmp_path: Path) -> None:
         assert {"region", "subregion", "crs", "transform"} <= set(file["a"].attrs)
 
 
-@pytest.mark.parametrize(
-    "window", [Window(1, 2, 3, 4), Window(0, 0, 6, 8), Window(4, 5, 16, 16), Window(5, 7, 1, 1)]
-)
-def test_a_window_is_that_part_of_the_tile(
-    tmp_path: Path, write_published_2023: Write, window: Window
-) -> None:
+@pytest.mark.parametrize("window", [Window(1, 2, 3, 4), Window(0, 0, 6, 8), Window(4, 5, 16, 16), Window(5, 7, 1, 1)])
+def test_a_window_is_that_part_of_the_tile(tmp_path: Path, write_published_2023: Write, window: Window) -> None:
     ours = TileFile(write_ours(tmp_path / "ours.hdf5"))
     theirs = TileFile(write_published_2023(tmp_path / "theirs.hdf5", {"SC-1-1": (6, 8)}, unlabelled=2))
     for file in (ours, theirs):
@@ -152,9 +144,7 @@ def test_a_window_is_that_part_of_the_tile(
         np.testing.assert_array_equal(file.valid(name, window), file.valid(name)[window.slices])
 
 
-def test_modalities_come_in_the_order_asked_for_and_not_swapped(
-    tmp_path: Path, write_published_2023: Write
-) -> None:
+def test_modalities_come_in_the_order_asked_for_and_not_swapped(tmp_path: Path, write_published_2023: Write) -> None:
     file = TileFile(write_published_2023(tmp_path / "t.hdf5"))
     name = file.names[0]
     one, other = file.read(name, ["dem", "sar"]), file.read(name, ["sar", "dem"])
@@ -250,9 +240,7 @@ def test_all_zero_one_hot_pixels_are_ignored(tmp_path: Path, write_published_202
     assert (mask[7:] != IGNORE).all()
 
 
-def test_the_digest_of_a_published_file_is_that_of_its_bytes(
-    tmp_path: Path, write_published_2023: Write
-) -> None:
+def test_the_digest_of_a_published_file_is_that_of_its_bytes(tmp_path: Path, write_published_2023: Write) -> None:
     import hashlib
 
     path = write_published_2023(tmp_path / "t.hdf5")
@@ -326,9 +314,7 @@ def test_both_spellings_of_padding_are_read(tmp_path: Path, height: str, width: 
 
 
 @pytest.mark.parametrize(("padding", "original"), [((5, 0), None), ((2, 0), (9, 10)), ((-1, 0), None)])
-def test_padding_that_leaves_nothing_is_an_error(
-    padding: tuple[int, int], original: tuple[int, int] | None
-) -> None:
+def test_padding_that_leaves_nothing_is_an_error(padding: tuple[int, int], original: tuple[int, int] | None) -> None:
     with pytest.raises(UserError, match="padding"):
         TileInfo("t", 10, 10, padding=padding, original=original).interior()
 
@@ -368,9 +354,7 @@ def test_a_spawned_process_reads_the_same(tmp_path: Path, write_tiles: Write) ->
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-def test_an_exception_leaves_no_file_and_no_temporary(
-    tmp_path: Path, error: BaseException, before: bool
-) -> None:
+def test_an_exception_leaves_no_file_and_no_temporary(tmp_path: Path, error: BaseException, before: bool) -> None:
     path = tmp_path / "t.hdf5"
     if before:
         write_ours(path)
@@ -414,9 +398,7 @@ def test_a_disk_that_refuses_is_one_error_and_leaves_nothing(tmp_path: Path, sid
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_that_shows_only_at_the_end_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_that_shows_only_at_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(hdf5._Sink):
         def write(self, data: object) -> int:
             # The last writes are those of the metadata, when the file is closed.
@@ -478,9 +460,7 @@ def test_unknown_names_are_answered_with_the_known(tmp_path: Path, write_tiles: 
 
 @pytest.mark.parametrize("attribute", ["classes", "bands", "statistics", "provenance"])
 @pytest.mark.parametrize("value", ["{", '[{"a": 1}]'])
-def test_unreadable_attributes_say_which(
-    tmp_path: Path, write_tiles: Write, attribute: str, value: str
-) -> None:
+def test_unreadable_attributes_say_which(tmp_path: Path, write_tiles: Write, attribute: str, value: str) -> None:
     path = write_tiles(tmp_path / "t.hdf5")
     with h5py.File(path, "r+") as raw:
         raw.attrs[attribute] = value

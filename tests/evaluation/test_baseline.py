@@ -97,9 +97,7 @@ def test_the_rule_names_the_ratio() -> None:
 
 
 def write_file(path: Path, names: list[str], seed: int = 0) -> Path:
-    unscaled = Statistics(
-        "minmax", {"optical": (0.0,) * len(names)}, {"optical": (1.0,) * len(names)}, "nothing"
-    )
+    unscaled = Statistics("minmax", {"optical": (0.0,) * len(names)}, {"optical": (1.0,) * len(names)}, "nothing")
     with TileWriter(path, TWO_CLASSES, {"optical": names}, unscaled) as writer:
         for index in range(2):
             bands, ice = scene(seed + index)

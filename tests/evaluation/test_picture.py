@@ -43,9 +43,7 @@ def test_tiles_of_different_regions_with_a_third_of_glacier_are_chosen() -> None
 
 
 @pytest.mark.parametrize(("outputs", "modalities"), [(2, {"optical": 6}), (1, {"sar": 2}), (1, {"dem": 1})])
-def test_it_is_drawn(
-    tmp_path: Path, write_tiles: WriteTiles, outputs: int, modalities: dict[str, int]
-) -> None:
+def test_it_is_drawn(tmp_path: Path, write_tiles: WriteTiles, outputs: int, modalities: dict[str, int]) -> None:
     source = TileFile(write_tiles(tmp_path / "t.hdf5", modalities=modalities))
     file = predictions(tmp_path / "p.hdf5", source, outputs)
     draw(file, ["t0", "t1"], tmp_path / "reports" / "examples.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from inference.sliding import blend, blend_all, kernel
 Floats = NDArray[np.float32]
 SIZES = [(1, 1), (5, 7), (16, 16), (17, 16), (9, 40), (33, 47), (64, 20)]
 PATCH = 16
+SHARES = np.array([0.3, 0.7], np.float32)
 
 
 def image(height: int, width: int, channels: int = 2, seed: int = 0) -> dict[str, Floats]:
@@ -41,12 +44,12 @@ def test_kernel_is_the_stated_one() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_constant_stays_constant(size: tuple[int, int]) -> None:
     def constant(batch: dict[str, Floats]) -> Floats:
-        return np.tile(np.float32([0.3, 0.7]), (*batch["optical"].shape[:3], 1))
+        return np.tile(SHARES, (*batch["optical"].shape[:3], 1))
 
     blended = blend(constant, image(*size), patch=PATCH, num_outputs=2, batch=3)
     assert blended.dtype == np.float32
     assert blended.shape == (*size, 2)
-    np.testing.assert_allclose(blended, np.tile(np.float32([0.3, 0.7]), (*size, 1)), rtol=1e-6)
+    np.testing.assert_allclose(blended, np.tile(SHARES, (*size, 1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -90,9 +93,7 @@ def test_batches_are_of_one_size_and_do_not_change_the_result(batch: int) -> Non
 
     blended = blend(model, image(33, 47), patch=PATCH, num_outputs=2, batch=batch)
     assert sizes == {(batch, PATCH, PATCH, 2)}
-    np.testing.assert_array_equal(
-        blended, blend(positional, image(33, 47), patch=PATCH, num_outputs=2, batch=2)
-    )
+    np.testing.assert_array_equal(blended, blend(positional, image(33, 47), patch=PATCH, num_outputs=2, batch=2))
 
 
 def test_many_arrays_share_batches_and_come_out_in_order_as_if_alone() -> None:
@@ -114,7 +115,7 @@ def test_many_arrays_share_batches_and_come_out_in_order_as_if_alone() -> None:
 def test_arrays_are_read_only_as_they_are_needed() -> None:
     read = []
 
-    def arrays():  # noqa: ANN202
+    def arrays() -> Iterator[dict[str, Floats]]:
         for seed in range(10):
             read.append(seed)
             yield image(PATCH, PATCH, seed=seed)
@@ -149,11 +150,9 @@ def test_a_vector_goes_with_every_window_of_its_array() -> None:
         assert batch["location"].shape == (4, 3)
         return np.broadcast_to(batch["location"][:, None, None], (4, PATCH, PATCH, 3))
 
-    locations = [np.float32([1, 0, 0]), np.float32([0, 0, 1])]
+    locations = [*np.eye(3, dtype=np.float32)[[0, 2]]]
     arrays = [{**image(20, 30), "location": location} for location in locations]
-    for location, blended in zip(
-        locations, blend_all(model, arrays, patch=PATCH, num_outputs=3, batch=4), strict=True
-    ):
+    for location, blended in zip(locations, blend_all(model, arrays, patch=PATCH, num_outputs=3, batch=4), strict=True):
         np.testing.assert_allclose(blended, np.tile(location, (20, 30, 1)), rtol=1e-6)
 
 

@@ -16,7 +16,7 @@ from console import UserError
 from data.normalisation import Statistics, published
 from data.tiles import TWO_CLASSES, ClassInfo, TileFile
 from inference.predictions import PredictionFile
-from inference.predictor import PUBLISHED_REGIONS, Predictor
+from inference.predictor import PUBLISHED_REGIONS, Predictor, check_tiles
 from inference.tiles import predict_file
 
 WriteTiles = Callable[..., Path]
@@ -63,7 +63,7 @@ def test_a_pixelwise_model_is_reproduced_pixel_by_pixel(
     modalities = {"optical": 6, "dem": 2, "sar": 2}
     weight = {"optical": 3.0, "dem": -2.0, "sar": -1.0}
     model = predictor(linear_model(modalities, weight, outputs), modalities)
-    model.check(source)
+    check_tiles(source, "r", modalities, TWO_CLASSES)
     predict_file(model, source, tmp_path / "p.hdf5")
     result = PredictionFile(tmp_path / "p.hdf5")
     assert result.region_by_tile == {"HMA-1-2": "HMA", "SC2-59-84": "SC"}
@@ -100,9 +100,7 @@ def test_values_are_scaled_with_the_statistics_of_the_run(tmp_path: Path, write_
     source = TileFile(write_tiles(tmp_path / "t.hdf5"))
     modalities = {"optical": 6}
     own = Statistics("standardise", {"optical": (0.5,) * 6}, {"optical": (0.25,) * 6}, "elsewhere")
-    model = dataclasses.replace(
-        predictor(linear_model(modalities, {"optical": 1.0}), modalities), statistics=own
-    )
+    model = dataclasses.replace(predictor(linear_model(modalities, {"optical": 1.0}), modalities), statistics=own)
     predict_file(model, source, tmp_path / "p.hdf5")
     raw = source.read("t0", ["optical"])["optical"][..., 0]
     expected = sigmoid(np.nan_to_num((raw - 0.5) / 0.25))
@@ -126,9 +124,7 @@ def test_published_weights_see_our_values_as_published_ones(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_of_ours_refuses_values_that_are_scaled_already(
-    tmp_path: Path, write_tiles: WriteTiles
-) -> None:
+def test_a_run_of_ours_refuses_values_that_are_scaled_already(tmp_path: Path, write_tiles: WriteTiles) -> None:
     ours = write_tiles(tmp_path / "t.hdf5")
     statistics = TileFile(ours).statistics
     model = dataclasses.replace(
@@ -161,23 +157,18 @@ def test_the_location_input_is_the_region_or_unknown(tmp_path: Path, write_tiles
     assert list(PUBLISHED_REGIONS) == sorted(PUBLISHED_REGIONS) and len(PUBLISHED_REGIONS) == 11
 
 
-def test_tiles_that_do_not_fit_are_refused_with_what_both_have(
-    tmp_path: Path, write_tiles: WriteTiles
-) -> None:
+def test_tiles_that_do_not_fit_are_refused_with_what_both_have(tmp_path: Path, write_tiles: WriteTiles) -> None:
     source = TileFile(write_tiles(tmp_path / "t.hdf5"))
-    modalities = {"optical": 5, "thermal": 1}
-    model = predictor(linear_model(modalities, {"optical": 1.0, "thermal": 1.0}), modalities)
     with pytest.raises(UserError) as caught:
-        model.check(source)
+        check_tiles(source, "r", {"optical": 5, "thermal": 1}, TWO_CLASSES)
     message = str(caught.value)
     assert "optical (5 channels), thermal (1 channel)" in message
     assert "dem (2 channels), optical (6 channels)" in message
     classes = (*TWO_CLASSES, ClassInfo("water"))
     other = TileFile(write_tiles(tmp_path / "u.hdf5", classes=classes))
-    fits = predictor(linear_model({"optical": 6}, {"optical": 1.0}), {"optical": 6})
-    fits.check(source)
+    check_tiles(source, "r", {"optical": 6}, TWO_CLASSES)
     with pytest.raises(UserError, match=r"its classes are background, glacier \(glacier\), water"):
-        fits.check(other)
+        check_tiles(other, "r", {"optical": 6}, TWO_CLASSES)
 
 
 def test_damaged_tiles_are_all_named_before_the_work(tmp_path: Path, write_tiles: WriteTiles) -> None:
@@ -185,9 +176,8 @@ def test_damaged_tiles_are_all_named_before_the_work(tmp_path: Path, write_tiles
     with h5py.File(path, "a") as file:
         file["t0/optical"][...] = np.nan
         file["t1/mask"][0, 0] = 7
-    model = predictor(linear_model({"optical": 6}, {"optical": 1.0}), {"optical": 6})
     with pytest.raises(UserError, match=r"(?s)'t0'.*NaN.*'t1'.*class 7"):
-        model.check(TileFile(path))
+        check_tiles(TileFile(path), "r", {"optical": 6}, TWO_CLASSES)
 
 
 def test_a_model_that_returns_no_numbers_leaves_no_file(tmp_path: Path, write_tiles: WriteTiles) -> None:
