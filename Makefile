@@ -30,7 +30,7 @@ demo: .venv  ## synthetic tiles, a small GlaViTU trained on them, its prediction
 	$(python) prepare.py synthetic demo --overwrite --train 64 --val 16 --test 24 --size 128
 	$(python) train.py -r demo -n demo --data demo --overwrite
 	$(python) predict.py -n demo
-	$(python) evaluate.py -n demo --baseline band-ratio --picture
+	$(python) evaluate.py -n demo --baseline --picture
 
 test: .venv  ## all tests
 	$(python) -m pytest
