@@ -68,9 +68,11 @@ def _baseline(
     """Fit the band-ratio threshold, print it beside the model, return what the report says of it."""
     from data.tiles import TileFile, find_dataset
     from evaluation import baseline
-    from inference.predictor import find_run
+    from training.record import load_record, run_names
 
-    dataset = find_dataset(options.data or find_run(predictions.run).dataset["folder"])
+    if not options.data and predictions.run not in run_names():
+        raise UserError(f"{predictions.run!r} has no record of its training tiles: name some with --data DATASET")
+    dataset = find_dataset(options.data or load_record(predictions.run).dataset["folder"])
     with TileFile(dataset.path("train")) as train:
         rule = baseline.fit_file(train, train.names)
     names = [tile.tile for tile in evaluations[0].tiles]

@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> None:
             predictor = from_run(record, options.precision)
         else:
             name = options.name or options.weights.name.removesuffix(".h5").removesuffix(".weights")
+            if Path(name).name != name:
+                raise UserError(f"-n is the name of a folder in predictions/, without slashes, received {name!r}")
             predictor = from_weights(options.model, options.weights, source, name, options.precision)
         print(
             f"{predictor.name}: {len(names)} tiles of {source.path}, "

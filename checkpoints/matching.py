@@ -164,7 +164,8 @@ def _shown(shape: Iterable[int]) -> str:
 def _advice(model: keras.Model, layer: _Layer, variable: keras.Variable | None, tensor: Tensor | None) -> str:
     """Name the option to set where the shapes betray it."""
     ours, theirs = layer.shapes
-    maps = [tensor for tensor in model.inputs if len(tensor.shape) == 4]
+    # `model.inputs` is sorted by name; `model.input` has the model's order.
+    maps = {name: tensor for name, tensor in model.input.items() if len(tensor.shape) == 4}
     a = tuple(variable.shape) if variable is not None else ()
     b = tensor.shape if tensor is not None else ()
 
@@ -190,14 +191,14 @@ def _advice(model: keras.Model, layer: _Layer, variable: keras.Variable | None, 
             return f"The file holds the {variant} variant of GlaViTU: set the option variant={variant}."
         reads, stored_reads = ([shape[2] for shape in shapes if len(shape) == 4][::2] for shapes in (ours, theirs))
         if reads != stored_reads:
-            names = ", ".join(f"{tensor.name} {tensor.shape[-1]}" for tensor in maps)
+            names = ", ".join(f"{name} {tensor.shape[-1]}" for name, tensor in maps.items())
             return (
                 f"The file's model reads modalities of {', '.join(map(str, stored_reads))} channels, this one "
                 f"{names}: use the modalities that the file was trained with, in that order."
             )
 
     if variable is not None and variable.name == "positions" and len(b) == 2 and a[1] == b[1]:
-        height, width = maps[0].shape[1:3]
+        height, width = next(iter(maps.values())).shape[1:3]
         side = isqrt(b[0] * height * width // a[0])
         square = side * side * a[0] == b[0] * height * width
         wanted = f"{side}×{side} pixels" if square else "another size"

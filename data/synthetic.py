@@ -90,7 +90,7 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             name="Alps", epsg=32632, relief_m=(1700, 2300), erosion=60, erodibility=0.5,
             valley_depth_m=120,
             equilibrium_line_m=(2850, 3100), ice_free_share=(0.6, 0.93), balance_per_year=0.006,
-            accumulation_m=2.0, shade_effect_m=120, debris_share=(0.12, 0.45), rise_m=(50, 150),
+            accumulation_m=2.0, shade_effect_m=120, debris_share=(0.15, 0.5), rise_m=(50, 150),
             snow_line_m=(-400, 50),
             vegetation_limit_m=(-650, -400), vegetation_share=0.8, lakes=5, turbidity=(0.1, 0.7),
             rock_brightness=(0.8, 1.15), sun_elevation_deg=(42, 56), sun_azimuth_deg=(138, 160),
@@ -100,7 +100,7 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             name="High-Mountain Asia", epsg=32645, relief_m=(1800, 2600), erosion=60, erodibility=0.4,
             valley_depth_m=200,
             equilibrium_line_m=(5350, 5800), ice_free_share=(0.45, 0.82), balance_per_year=0.004,
-            accumulation_m=1.2, shade_effect_m=180, debris_share=(0.35, 0.8), rise_m=(150, 300),
+            accumulation_m=1.2, shade_effect_m=180, debris_share=(0.4, 0.85), rise_m=(150, 300),
             snow_line_m=(-350, 100),
             vegetation_limit_m=(-1500, -900), vegetation_share=0.35, lakes=8, turbidity=(0.3, 1.0),
             rock_brightness=(0.85, 1.35), sun_elevation_deg=(42, 55), sun_azimuth_deg=(140, 162),
@@ -109,9 +109,9 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
         "SVAL": Region(
             name="Svalbard", epsg=32633, relief_m=(600, 900), erosion=40, erodibility=0.5,
             valley_depth_m=50,
-            equilibrium_line_m=(300, 480), ice_free_share=(0.58, 0.88), balance_per_year=0.004,
-            accumulation_m=0.8, shade_effect_m=60, debris_share=(0.05, 0.2), rise_m=(20, 80),
-            snow_line_m=(-200, 50),
+            equilibrium_line_m=(300, 480), ice_free_share=(0.66, 0.92), balance_per_year=0.004,
+            accumulation_m=0.8, shade_effect_m=60, debris_share=(0.1, 0.3), rise_m=(20, 80),
+            snow_line_m=(-150, 80),
             vegetation_limit_m=(-330, -180), vegetation_share=0.35, lakes=5, turbidity=(0.2, 0.9),
             rock_brightness=(0.6, 0.95), sun_elevation_deg=(24, 33), sun_azimuth_deg=(165, 205),
             zero_degree_m=(300, 800),
@@ -120,7 +120,7 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             name="Southern Andes", epsg=32718, relief_m=(1500, 2200), erosion=60, erodibility=0.5,
             valley_depth_m=130,
             equilibrium_line_m=(1050, 1450), ice_free_share=(0.6, 0.92), balance_per_year=0.008,
-            accumulation_m=3.5, shade_effect_m=90, debris_share=(0.06, 0.3), rise_m=(30, 120),
+            accumulation_m=3.5, shade_effect_m=90, debris_share=(0.08, 0.35), rise_m=(30, 120),
             snow_line_m=(-400, 0),
             vegetation_limit_m=(-350, -100), vegetation_share=0.95, lakes=9, turbidity=(0.4, 1.0),
             rock_brightness=(0.7, 1.05), sun_elevation_deg=(36, 52), sun_azimuth_deg=(32, 62),
@@ -421,7 +421,7 @@ class _Ground:
         low, high = np.percentile(coarse[inner, inner], [1, 99.5])
         coarse *= relief / (high - low)
         line = _draw(rng, traits.equilibrium_line_m) + 80 * dryness
-        coarse += line - np.quantile(coarse[inner, inner], _draw(rng, traits.ice_free_share) * small**0.3)
+        coarse += line - np.quantile(coarse[inner, inner], _draw(rng, traits.ice_free_share) * small**0.12)
         coarse = coarse.astype(np.float32)
 
         fine = _upsample(coarse)
@@ -452,8 +452,8 @@ def _river_land(rng: np.random.Generator, traits: Region, cells: int) -> Array:
 
 def _gradient(height: Array, spacing_m: float = PIXEL_M) -> tuple[Array, Array]:
     """Rise towards the south (down the rows) and the east, m/m."""
-    south, east = np.gradient(height)
-    return south / np.float32(spacing_m), east / np.float32(spacing_m)
+    south, east = (np.gradient(height, np.float32(spacing_m), axis=axis) for axis in range(2))
+    return south, east
 
 
 def _slope(height: Array, spacing_m: float = PIXEL_M) -> Array:
@@ -598,7 +598,7 @@ class _Cover(_Layers):
         hollow = ndimage.gaussian_filter(elevation, 8) - smooth
         patches = 0.5 * _noise(rng, side, 24) + 0.4 * _noise(rng, side, 5)
         snow_line = ground.equilibrium_line_m + rise + _draw(rng, traits.snow_line_m) * ground.small
-        cool = np.clip(1.5 * poleward, -1.2, 1.2) + np.clip(hollow / 8, -6, 2) + np.where(glacier, 0.5, patches)
+        cool = np.clip(1.5 * poleward, -1.2, 1.2) + np.where(glacier, 0.5, np.clip(hollow / 8, -6, 2) + patches)
         stays = np.where(glacier, 1, 1 - _ramp(steep, 0.65, 1.0)) * ~water
         snow = _ramp((elevation - snow_line) / 150 + cool, 0, 1) * stays
         tree_line = ground.equilibrium_line_m + _draw(rng, traits.vegetation_limit_m) * ground.small

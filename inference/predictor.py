@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.record import Record
 
 TILES = Path("tiles")
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 PUBLISHED_REGIONS = ("ALP", "AN", "AWA", "CA", "GR", "HMA", "LL", "NZ", "SA", "SC", "SVAL")
 """The regions of the published datasets, in the order of the published models' location input."""
 
@@ -140,12 +141,10 @@ def find_run(name: str) -> Record:
 
     known = run_names()
     if name not in known:
-        from training.recipe import recipe_names
-
         if not any(TILES.glob("*/*.hdf5")):
             find_dataset(root=TILES)
         runs = f"there are: {', '.join(known)}" if known else "there is none yet"
-        train = f"-m {name}" if name in recipe_names() else f"-m ARCHITECTURE -n {name}"
+        train = f"-m {name}" if (RECIPES / f"{name}.yaml").is_file() else f"-m ARCHITECTURE -n {name}"
         raise UserError(f"no run named {name!r} in weights/, {runs}; train it: python train.py {train}")
     return load_record(name)
 
@@ -260,14 +259,10 @@ def _like_published(source: TileFile, stored: Statistics, modalities: list[str])
             f"{', '.join(own)}: how the published data were scaled is not known; scaled with the statistics "
             f"of {source.path} ({stored.fitted_on}), which the weights may not expect"
         )
-    merged = stored.select(own)
-    kept = [name for name in modalities if name not in own]
-    return Statistics(
-        known.method,
-        {name: (known if name in kept else merged).shift[name] for name in modalities},
-        {name: (known if name in kept else merged).scale[name] for name in modalities},
-        known.fitted_on + (f"; {', '.join(own)}: {stored.fitted_on}" if own else ""),
-    )
+    rest = stored.select(own)
+    fitted_on = known.fitted_on + (f"; {', '.join(own)}: {stored.fitted_on}" if own else "")
+    mixed = Statistics(known.method, known.shift | rest.shift, known.scale | rest.scale, fitted_on)
+    return mixed.select(modalities)
 
 
 def _listed(modalities: Mapping[str, int]) -> str:

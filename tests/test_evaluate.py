@@ -116,6 +116,7 @@ def refused(*arguments: str) -> str:
 def test_wrong_input_is_answered_with_what_to_do(workspace: Path) -> None:
     assert "its regions are ALP, HMA, LL" in refused("-n", "r", "--regions", "ALPS")
     assert "--baseline" in refused("-n", "r", "--data", "small")
+    assert "--data DATASET" in refused("-n", "r", "--baseline")
     message = refused("-n", "unknown")
     assert "no run named 'unknown'" in message and "predictions of r" in message
     Path("tiles/small/train.hdf5").unlink()

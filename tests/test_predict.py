@@ -186,6 +186,7 @@ def refused(*arguments: str) -> str:
         (["-n", "r", "--regions", "ALPS"], ["`ALPS`", "`ALP`", "`HMA`"]),
         (["-n", "r", "--overlap", "1.5"], ["--overlap", "1.5"]),
         (["-n", "r", "--batch-size", "0"], ["--batch-size"]),
+        (["-m", "glavitu", "-w", "x.h5", "-n", "../up"], ["without slashes", "'../up'"]),
         (["-m", "nothing", "-w", "x.h5"], ["unknown recipe 'nothing'", "glavitu"]),
         (["-m", "glavitu", "-w", "missing.h5"], ["sar", "optical"]),
     ],

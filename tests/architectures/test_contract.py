@@ -322,7 +322,7 @@ def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
     expected = {}
     for number, case in enumerate(CASES):
         model = small(case)
-        x = examples(model)
+        x: dict[str, Any] = examples(model)
         model.save_weights(tmp_path / f"{number}.weights.h5")
         np.savez(tmp_path / f"{number}.x.npz", **x)
         expected[number] = outputs(model, x)

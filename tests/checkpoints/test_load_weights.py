@@ -181,17 +181,17 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "channels": (
         {"inputs": {"optical": 3, "dem": 2, "sar": 4}},
         {},
-        ["3×3×4×8", "3×3×2×8", "channels 3, 2, 4", "optical 3, dem 2, sar 2"],
+        ["3×3×4×8", "3×3×2×8", "3, 2, 4 channels", "optical 3, dem 2, sar 2"],
     ),
     "a modality less": (
         {"inputs": {"optical": 3, "dem": 2}},
         {},
-        ["channels 3, 2", "optical 3, dem 2, sar 2"],
+        ["of 3, 2 channels", "optical 3, dem 2, sar 2"],
     ),
     "a modality more": (
         {"inputs": {**INPUTS, "thermal": 1}},
         {},
-        ["channels 3, 2, 2, 1", "optical 3, dem 2, sar 2"],
+        ["3, 2, 2, 1 channels", "optical 3, dem 2, sar 2"],
     ),
     "variant 2025": ({"variant": "2025"}, {}, ["variant=2025"]),
     "variant 2023": ({}, {"variant": "2025"}, ["variant=2023"]),
