@@ -20,8 +20,8 @@ import console
 from console import UserError
 
 if TYPE_CHECKING:
+    from data.predictions import PredictionFile
     from evaluation.regions import Evaluation, Setting
-    from inference.predictions import PredictionFile
 
 REPORTS = Path("reports")
 
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> None:
     if options.data and not options.baseline:
         raise UserError("--data says where --baseline finds training tiles: give --baseline, too, or leave it out")
 
+    from data.predictions import PredictionFile, path_of
     from evaluation import regions
-    from inference.predictions import PredictionFile, path_of
 
     predictions = PredictionFile(path_of(options.name))
     if not predictions.path.is_file():
@@ -91,7 +91,7 @@ def _baseline(
 
 def _explain_missing(name: str) -> None:
     """Raise what a user without these predictions has to do first."""
-    from inference.predictions import known
+    from data.predictions import known
     from inference.predictor import find_run
 
     others = known()

@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> None:
     if options.model and options.name and not options.weights:
         raise UserError("-m and -n without -w both name a run: give one of them (-m A means the run named A)")
 
+    from data.predictions import path_of
     from data.tiles import TileFile, find_dataset, select
-    from inference.predictions import path_of
     from inference.predictor import check_tiles, find_run, from_run, from_weights
     from inference.tiles import predict_file
 

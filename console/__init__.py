@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ Item = TypeVar("Item")
 
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full: free some space, or write to another disk",
+    errno.EFBIG: "the file would be larger than the file system allows: write to another disk",
     errno.EDQUOT: "your disk quota is used up: free some space, or write to another disk",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "permission denied: choose a folder that you may write to",
@@ -40,7 +42,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        code = error.errno or _errno_in(str(error))
+        code = error.errno if error.errno in _WRITE_ERRORS else _errno_in(str(error))
         if code not in _WRITE_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -64,6 +66,23 @@ def _fail(message: str) -> NoReturn:
 def warn(message: str) -> None:
     """Print a warning to the user on standard error."""
     print(f"warning: {message}", file=sys.stderr)
+
+
+def import_keras() -> None:
+    """Import Keras and its backend, without the start-up lines that TensorFlow's libraries print.
+
+    They go to the process's standard error before any setting could silence them, and would stand in front of every
+    message to the user. Python's own warnings and errors are raised as ever.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        importlib.import_module("keras")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> tqdm[Item]:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress
+from data.predictions import PredictionFile
 from data.tiles import TileFile
 from evaluation.regions import Evaluation, Setting, TileScore, glacier_ids, score_tile
 from evaluation.scores import IGNORE, Counts
-from inference.predictions import PredictionFile
 
 Sample = tuple[Mapping[str, NDArray[np.floating]], NDArray[np.bool_], NDArray[np.bool_]]
 BANDS = ("green", "red", "nir", "swir1")

@@ -16,10 +16,10 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from console import replacing
+from data.predictions import Prediction, PredictionFile
 from data.tiles import ClassInfo, TileFile
 from evaluation.regions import Evaluation, glacier_ids
 from evaluation.scores import IGNORE, confusion_matrix, counts
-from inference.predictions import Prediction, PredictionFile
 
 Image = NDArray[np.float32]
 

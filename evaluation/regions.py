@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from console import UserError, progress, replacing
+from data.predictions import PredictionFile
 from data.tiles import ClassInfo
 from evaluation.scores import IGNORE, Counts, confusion_matrix, counts, multiclass_mcc
-from inference.predictions import PredictionFile
 
 Setting = Literal["valid", "all"]
 """Which pixels count: those that are valid and have a reference, or all that have a reference, where the

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from console import UserError, warn
+from console import UserError, import_keras, warn
 from data.normalisation import Statistics, published
 from data.tiles import ClassInfo, TileFile, TileInfo, find_dataset
 
@@ -188,6 +188,7 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
     Raises:
         UserError: If the tiles lack an input of the recipe or are damaged, or the weights are of another model.
     """
+    import_keras()
     import checkpoints
     from training.recipe import load_recipe
 
@@ -228,6 +229,7 @@ def _build(
     weights: Path,
     precision: str,
 ) -> keras.Model:
+    import_keras()
     import keras
 
     import architectures

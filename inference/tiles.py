@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress
+from data.predictions import PredictionWriter
 from data.tiles import TileFile
 from data.windows import grid
-from inference.predictions import PredictionWriter
 from inference.predictor import Predictor
 from inference.sliding import blend_all
 

@@ -13,9 +13,9 @@ import pytest
 import evaluate
 from console import UserError
 from data.normalisation import Statistics
+from data.predictions import PredictionFile, PredictionWriter, path_of
 from data.tiles import TWO_CLASSES, TileFile, TileWriter
 from evaluation.scores import IGNORE, confusion_matrix, counts
-from inference.predictions import PredictionFile, PredictionWriter, path_of
 
 WriteTiles = Callable[..., Path]
 BANDS = ["green", "red", "nir", "swir1"]

@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "architectures": {"console"},
     "data": {"console"},
     "checkpoints": {"architectures", "console"},
-    "training": USED_BY_STAGES,
-    "inference": USED_BY_STAGES,
-    "evaluation": USED_BY_STAGES,
+    "evaluation": {"console", "data"},
+    "training": USED_BY_STAGES | {"evaluation"},  # scores from counts, to select epochs by what is reported
+    "inference": USED_BY_STAGES | {"training"},  # the run's record and the recipes
 }
 MAY_IMPORT_ALL = {"benchmarks", "tests"}
 # Only TensorFlow is installed with the project; who runs Keras on another backend brings it along.

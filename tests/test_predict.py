@@ -16,8 +16,8 @@ import pytest
 import architectures
 import predict
 from console import UserError
+from data.predictions import PredictionFile, path_of
 from data.tiles import TWO_CLASSES, TileFile
-from inference.predictions import PredictionFile, path_of
 from inference.sliding import blend
 from training.record import Best, ClassRecord, Modality, Record, record_path, save_record, weights_path
 

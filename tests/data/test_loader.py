@@ -79,7 +79,9 @@ def test_a_patch_depends_on_seed_epoch_and_index_alone(path: Path) -> None:
 def test_fit_learns_the_same_with_any_number_of_workers(path: Path) -> None:
     def weights(workers: int) -> list[np.ndarray]:
         keras.utils.set_random_seed(0)
-        inputs = {name: keras.Input((PATCH, PATCH, channels), name=name) for name, channels in (("place", 3), ("dem", 2))}
+        inputs = {
+            name: keras.Input((PATCH, PATCH, channels), name=name) for name, channels in (("place", 3), ("dem", 2))
+        }
         x = keras.layers.Concatenate()([x / 64.0 for x in inputs.values()])
         model = keras.Model(inputs, {"output": keras.layers.Conv2D(2, 3, padding="same", activation="softmax")(x)})
         loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=IGNORE)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from console import UserError
 from data.normalisation import Statistics
+from data.predictions import PredictionFile, PredictionWriter
 from data.tiles import TWO_CLASSES, TileFile, TileWriter
 from evaluation.baseline import BANDS, RatioThreshold, Sample, evaluate, fit, fit_file, normalised_difference
 from evaluation.regions import score_tile
 from evaluation.scores import Counts
-from inference.predictions import PredictionFile, PredictionWriter
 
 
 def scene(seed: int = 0, size: int = 64) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from console import UserError
+from data.predictions import PredictionFile, PredictionWriter
 from data.tiles import TWO_CLASSES, ClassInfo, TileFile
 from evaluation.picture import choose, draw
 from evaluation.regions import Evaluation, TileScore
-from inference.predictions import PredictionFile, PredictionWriter
 
 WriteTiles = Callable[..., Path]
 

@@ -14,8 +14,8 @@ import pytest
 
 from console import UserError
 from data.normalisation import Statistics, published
+from data.predictions import PredictionFile
 from data.tiles import TWO_CLASSES, ClassInfo, TileFile
-from inference.predictions import PredictionFile
 from inference.predictor import PUBLISHED_REGIONS, Predictor, check_tiles
 from inference.tiles import predict_file
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from console import UserError
+from data.predictions import PredictionFile, PredictionWriter, known, label, path_of
 from data.tiles import TWO_CLASSES, TileInfo
-from inference.predictions import PredictionFile, PredictionWriter, known, label, path_of
 
 ATTRIBUTES = {"run": "r", "source": "tiles/a/test.hdf5", "command": "predict", "overlap": 0.5}
 
