@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     from training.run import Run, plan
 
     planned = plan(recipe, dataset, regions=options.regions, seed=options.seed, precision=options.precision)
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
+    print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
     command = shlex.join(["python", "train.py", *arguments])
     run = Run(planned, name, command=command)

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full: free some space, or write to another disk",
-    errno.EFBIG: "the file would be larger than the file system allows: write to another disk",
+    errno.EFBIG: "the file would be larger than the file system or `ulimit -f` allows: write to another disk",
     errno.EDQUOT: "your disk quota is used up: free some space, or write to another disk",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "permission denied: choose a folder that you may write to",

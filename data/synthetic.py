@@ -2,11 +2,11 @@
 
 A scene is grown, not drawn. Rivers carve ridges and valleys into rising ground (stream-power law, implicit scheme of
 Braun & Willett 2013, doi:10.1016/j.geomorph.2012.10.008); snow above the equilibrium line feeds ice that flows by the
-shallow-ice approximation (Hutter 1983; as in Huybrechts et al. 1996, doi:10.3189/S0260305500012945) until tongues fill
-the valleys; rock from the walls rides down on the ice and comes out as debris where the ice melts; lakes fill the
-hollows in front; seasonal snow lies where it is high and not steep. Optical bands then follow from reflectances of the
-mixed materials, the sun's incidence angle, cast shadow, diffuse light, path radiance and noise. SAR backscatter and
-brightness temperature are class means with terrain effects and noise.
+shallow-ice approximation (Mahaffy 1976, doi:10.1029/JC081i006p01059) until tongues fill the valleys; rock from the
+walls rides down on the ice and comes out as debris where the ice melts; lakes fill the hollows in front; seasonal
+snow lies where it is high and not steep. Optical bands then follow from reflectances of the mixed materials, the
+sun's incidence angle, cast shadow, diffuse light, path radiance and noise. SAR backscatter and brightness temperature
+are class means with terrain effects and noise.
 
 What makes it a task rather than a drawing: a band ratio confuses seasonal snow, water and shadow with glacier, and
 misses ice under debris; terrain, texture, SAR and temperature, each of them ambiguous alone, tell these apart.
@@ -62,6 +62,7 @@ class Region:
 
     name: str
     epsg: int  # UTM zone of the scenes
+    northing_m: tuple[float, float]  # in that zone
     relief_m: tuple[float, float]  # highest minus lowest of a scene 384 pixels wide; all heights shrink in smaller ones
     erosion: int  # steps of river erosion: few leave plateaus, many leave ridges
     erodibility: float  # of the rock by rivers, per step
@@ -83,11 +84,16 @@ class Region:
     sun_azimuth_deg: tuple[float, float]  # clockwise from north
     zero_degree_m: tuple[float, float]  # height of the 0 °C isotherm relative to the equilibrium line
 
+    def poleward(self, south: Array) -> Array:
+        """Fall towards the nearer pole, away from the noon sun, of ground that rises by `south` towards the south."""
+        return south if self.epsg < 32700 else -south
+
 
 REGIONS: Mapping[str, Region] = MappingProxyType(
     {
         "ALP": Region(
-            name="Alps", epsg=32632, relief_m=(1700, 2300), erosion=60, erodibility=0.5,
+            name="Alps", epsg=32632, northing_m=(5_080_000, 5_200_000),
+            relief_m=(1700, 2300), erosion=60, erodibility=0.5,
             valley_depth_m=120,
             equilibrium_line_m=(2850, 3100), ice_free_share=(0.6, 0.93), balance_per_year=0.006,
             accumulation_m=2.0, shade_effect_m=120, debris_share=(0.15, 0.5), rise_m=(50, 150),
@@ -97,7 +103,8 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             zero_degree_m=(600, 1300),
         ),
         "HMA": Region(
-            name="High-Mountain Asia", epsg=32645, relief_m=(1800, 2600), erosion=60, erodibility=0.4,
+            name="High-Mountain Asia", epsg=32645, northing_m=(3_050_000, 3_150_000),
+            relief_m=(1800, 2600), erosion=60, erodibility=0.4,
             valley_depth_m=200,
             equilibrium_line_m=(5350, 5800), ice_free_share=(0.45, 0.82), balance_per_year=0.004,
             accumulation_m=1.2, shade_effect_m=180, debris_share=(0.4, 0.85), rise_m=(150, 300),
@@ -107,9 +114,10 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             zero_degree_m=(300, 900),
         ),
         "SVAL": Region(
-            name="Svalbard", epsg=32633, relief_m=(600, 900), erosion=40, erodibility=0.5,
+            name="Svalbard", epsg=32633, northing_m=(8_600_000, 8_850_000),
+            relief_m=(600, 900), erosion=40, erodibility=0.5,
             valley_depth_m=50,
-            equilibrium_line_m=(300, 480), ice_free_share=(0.66, 0.92), balance_per_year=0.004,
+            equilibrium_line_m=(340, 520), ice_free_share=(0.66, 0.92), balance_per_year=0.004,
             accumulation_m=0.8, shade_effect_m=60, debris_share=(0.1, 0.3), rise_m=(20, 80),
             snow_line_m=(-150, 80),
             vegetation_limit_m=(-330, -180), vegetation_share=0.35, lakes=5, turbidity=(0.2, 0.9),
@@ -117,7 +125,8 @@ REGIONS: Mapping[str, Region] = MappingProxyType(
             zero_degree_m=(300, 800),
         ),
         "SA": Region(
-            name="Southern Andes", epsg=32718, relief_m=(1500, 2200), erosion=60, erodibility=0.5,
+            name="Southern Andes", epsg=32718, northing_m=(4_450_000, 4_900_000),
+            relief_m=(1500, 2200), erosion=60, erodibility=0.5,
             valley_depth_m=130,
             equilibrium_line_m=(1050, 1450), ice_free_share=(0.6, 0.92), balance_per_year=0.008,
             accumulation_m=3.5, shade_effect_m=90, debris_share=(0.08, 0.35), rise_m=(30, 120),
@@ -208,7 +217,7 @@ def make_scene(region: str, seed: int, size: int = 384) -> Scene:
     optical = _see_optical(rng, traits, cover, light)
     optical[~valid] = np.nan
     west = float(np.round(rng.uniform(300_000, 700_000) / PIXEL_M) * PIXEL_M)
-    north = float(np.round(rng.uniform(2_000_000, 8_000_000) / PIXEL_M) * PIXEL_M)
+    north = float(np.round(_draw(rng, traits.northing_m) / PIXEL_M) * PIXEL_M)
     return Scene(
         optical=optical,
         dem=np.stack([cover.elevation_m, light.slope_deg], axis=-1).astype(np.float32),
@@ -244,8 +253,8 @@ def write_dataset(
         folder: where to write; a file of the same name is replaced.
         seed: of the dataset, 0 or more.
         train: how many scenes for training, at least 1.
-        val: how many scenes for validation.
-        test: how many scenes for the test.
+        val: how many scenes for validation, at least 1.
+        test: how many scenes for the test, at least 1.
         size: pixels a side of each scene, at least 64.
         surface_classes: whether masks have the four classes background, clean ice, debris-covered ice and water
             instead of background and glacier.
@@ -254,10 +263,14 @@ def write_dataset(
     Raises:
         UserError: If seed or size is out of range, or a split has no scene.
     """
-    statistics: Statistics | None = None
-    for index, (split, count) in enumerate({"train": train, "val": val, "test": test}.items()):
+    counts = {"train": train, "val": val, "test": test}
+    for split, count in counts.items():
         if count < 1:
             raise UserError(f"the {split} split is to have {count} scenes; it needs at least 1")
+    if seed < 0:
+        raise UserError(f"the seed is {seed}; use 0 or a positive number")
+    statistics: Statistics | None = None
+    for index, (split, count) in enumerate(counts.items()):
         provenance = {
             "source": "synthetic scenes, no satellite data",
             "generator": "data/synthetic.py",
@@ -471,24 +484,22 @@ class _Ice:
     surface_m: Array  # of the ice where there is ice, of the ground elsewhere
     glacier: Mask
     equilibrium_line_m: Array  # with what shade and shape of the ground do to it
-    rock_load: Array  # share of rock on the ice as it flows down from walls, 0..1, smooth
+    rock_load: Array  # rock that the ice carries down from walls, relative to the ice
 
     @classmethod
     def flow(cls, rng: np.random.Generator, traits: Region, ground: _Ground) -> _Ice:
         """Let snow become ice and the ice flow until it melts; smaller patches than 0.05 km² are no glaciers."""
         bed = ground.coarse_m
         spacing = PIXEL_M * _COARSE
-        smooth = ndimage.gaussian_filter(bed, 1.5)
-        south, east = _gradient(smooth, spacing)
-        # The northern hemisphere's sun stands in the south: slopes that fall to the north (rise to the south) keep ice.
-        poleward = south if traits.epsg < 32700 else -south
+        south, _ = _gradient(ndimage.gaussian_filter(bed, 1.5), spacing)
         hollow = ndimage.gaussian_filter(bed, 5) - ndimage.gaussian_filter(bed, 1)
-        line = ground.equilibrium_line_m - traits.shade_effect_m * ground.small * np.clip(poleward * 1.5, -1, 1)
+        shade = np.clip(1.5 * traits.poleward(south), -1, 1)
+        line = ground.equilibrium_line_m - traits.shade_effect_m * ground.small * shade
         line = line - np.clip(1.2 * hollow, -150, 150)
         holds = 1 - _ramp(_slope(bed, spacing), np.tan(np.deg2rad(28)), np.tan(np.deg2rad(44)))
 
         climate = (traits.balance_per_year / ground.small, traits.accumulation_m)
-        thickness = _flow_ice(bed, line.astype(np.float32), holds, climate, spacing, years=260)
+        thickness = _flow_ice(bed, line.astype(np.float32), holds, climate, spacing, years=200)
         deep = _upsample(thickness)
         top = _upsample(bed) + deep
         surface = ndimage.gaussian_filter(top, 2) + 0.6 * _noise(rng, top.shape[0], 12)
@@ -519,7 +530,7 @@ def _flow_ice(
         climate: gain of mass balance with height, 1/a, and the most snow, m ice equivalent a year.
         spacing_m: side of a cell.
         years: time that the ice has on the grid of twice the spacing, where steps are four times as long; the
-            last 40 are for this grid.
+            last 30 are for this grid.
 
     Fluxes take the diffusivity of the upper cell, so that no ice leaves where there is none.
     """
@@ -528,7 +539,7 @@ def _flow_ice(
     if spacing_m <= PIXEL_M * _COARSE:
         half = [ndimage.zoom(field, 0.5, order=1, grid_mode=True, mode="nearest") for field in (bed, line, holds)]
         coarser = _flow_ice(half[0], half[1], half[2], climate, 2 * spacing_m, years)
-        thickness, years = ndimage.zoom(coarser, 2, order=1, grid_mode=True, mode="nearest"), 40
+        thickness, years = ndimage.zoom(coarser, 2, order=1, grid_mode=True, mode="nearest"), 30
     fastest = np.float32(50_000)  # m²/a: thicker ice than this allows is not worth its short steps
     step = np.float32(0.2 * spacing_m**2 / fastest)
     at_sea = bed < 0
@@ -594,7 +605,7 @@ class _Cover(_Layers):
         smooth = ndimage.gaussian_filter(elevation, 2)
         south, east = _gradient(smooth)
         steep = np.hypot(south, east)
-        poleward = south if traits.epsg < 32700 else -south
+        poleward = traits.poleward(south)
         hollow = ndimage.gaussian_filter(elevation, 8) - smooth
         patches = 0.5 * _noise(rng, side, 24) + 0.4 * _noise(rng, side, 5)
         snow_line = ground.equilibrium_line_m + rise + _draw(rng, traits.snow_line_m) * ground.small
@@ -621,6 +632,7 @@ def _fill_lakes(rng: np.random.Generator, traits: Region, ice: _Ice) -> tuple[Ar
     hollow = ndimage.gaussian_filter(elevation, 12) - elevation
     wish = np.exp(-steep / 0.07) * (np.exp(-far / 40) + 0.02) * (_ramp(hollow, -5, 25) + 1e-6)
     wish[ice.glacier | (elevation <= 2)] = 0
+    uneven = 1 + 0.25 * _noise(rng, len(steep), 8, 2.5)
     total = np.cumsum(wish)
     if total[-1] < 1e-9:
         return elevation, lakes
@@ -638,7 +650,7 @@ def _fill_lakes(rng: np.random.Generator, traits: Region, ice: _Ice) -> tuple[Ar
         across = right * np.cos(angle) - down * np.sin(angle)
         bowl = np.exp(-((along / stretch) ** 2 + across**2) / radius**2)
         depth = 6 + 1.1 * radius * PIXEL_M * steep[row, column]
-        floor -= np.where(icy, 0, depth * bowl * (1 + 0.15 * rng.standard_normal(floor.shape)))
+        floor -= np.where(icy, 0, depth * bowl * uneven[window])
         brim = np.pad(np.full_like(floor[1:-1, 1:-1], floor.max()), 1, constant_values=-np.inf)
         level = reconstruction(np.maximum(brim, floor), floor, method="erosion")
         wet = remove_small_objects((level - floor > 1.5) & ~icy, max_size=8)

@@ -182,14 +182,6 @@ class _Steps(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class _Memory(io.BytesIO):
-    """A weights file in memory: on a full disk HDF5 ends the process where a plain write raises `OSError`."""
-
-    def __str__(self) -> str:
-        """Return the ending by which Keras chooses the format."""
-        return ".weights.h5"
-
-
 class Run:
     """A planned run being trained; `train` is the one method that others call.
 
@@ -314,10 +306,9 @@ class Run:
     def _keep(self, epoch: int, score: float) -> None:
         """Save the weights of the best epoch so far with the record: both, or on any error neither."""
         best = Best(epoch=epoch, monitor=self.best.monitor, score=None if math.isnan(score) else score)
-        memory = _Memory()
-        self.plan.model.save_weights(memory)
         with replacing(weights_path(self.name, self.weights)) as path:
-            path.write_bytes(memory.getbuffer())
+            _claim(path, _weights_size(self.plan.model))
+            self.plan.model.save_weights(path)
             self._save_record("running", best)
         self.best = best
 
@@ -376,6 +367,18 @@ class Run:
             f"{_duration(seconds)}, at most {_duration(left)} left",
             flush=True,
         )
+
+
+def _weights_size(model: keras.Model) -> int:
+    """Return no less than the bytes of a weights file: the values, and what HDF5 adds to each variable."""
+    return 2**16 + sum(4 * math.prod(variable.shape) + 2**13 for variable in model.variables)
+
+
+def _claim(path: Path, size: int) -> None:
+    """Fill `path` with `size` bytes: on a full disk this raises `OSError`, where HDF5 would end the process."""
+    with path.open("wb") as file:
+        for start in range(0, size, 2**20):
+            file.write(bytes(min(2**20, size - start)))
 
 
 def _optimiser(recipe: Recipe, rate: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:

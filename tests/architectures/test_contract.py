@@ -32,11 +32,10 @@ SMALL = {
     "heads": 2,
     "steps": 2,
 }
-# Every architecture as it is by default, and the variants that differ in their graph.
+# Every architecture as it is by default, and the variant that has all that a graph can have.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in REGISTRY},
-    "glavitu 2025": ("glavitu", {"variant": "2025"}),
-    "glavitu 2025 with location": ("glavitu", {"variant": "2025", "location_size": 4}),
+    "glavitu 2025": ("glavitu", {"variant": "2025", "location_size": 4}),
 }
 Patch = int | tuple[int, int]
 
@@ -106,7 +105,7 @@ def policy() -> Iterator[Any]:
 class TestContract:
     """The promises of `architectures.build`."""
 
-    @pytest.mark.parametrize("num_classes, patch", [(1, 32), (2, (32, 64)), (4, (64, 32))])
+    @pytest.mark.parametrize("num_classes, patch", [(1, 32), (4, (32, 64))])
     def test_outputs_are_probabilities_of_the_inputs_size(self, case: str, num_classes: int, patch: Patch) -> None:
         model = small(case, num_classes, patch)
         height, width = (patch, patch) if isinstance(patch, int) else patch
@@ -173,12 +172,12 @@ class TestContract:
         model = standard(case)
         model.save(tmp_path / "a.keras")
         other = keras.models.load_model(tmp_path / "a.keras")
-        assert other.get_config() == model.get_config()
         assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
 
     def test_model_from_config_predicts_the_same_with_the_same_weights(self, case: str) -> None:
         model = standard(case)
         other = keras.Model.from_config(model.get_config())
+        assert other.get_config() == model.get_config()
         other.set_weights(model.get_weights())
         assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
 
@@ -191,8 +190,8 @@ class TestContract:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_order_of_inputs_is_the_callers(name: str) -> None:
     _, options = arguments(name)
-    for inputs in ({"zinc": 4, "alum": 2}, {"alum": 2, "zinc": 4}):
-        model = architectures.build(name, inputs, 2, 32, **options)
+    for inputs in (INPUTS, dict(sorted(INPUTS.items()))):
+        model = standard(name) if inputs is INPUTS else architectures.build(name, inputs, 2, 32, **options)
         kernels = [w for w in model.get_layer("fusion").trainable_weights if len(w.shape) == 4]
         assert [kernel.shape[2] for kernel in kernels[::2]] == list(inputs.values())
 
@@ -248,6 +247,23 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [layer, *(member for group in inner for member in group)]
 
 
+IMPOSSIBLE = [
+    ("num_classes", 0),
+    ("num_classes", 2.0),
+    ("dropout", 1.0),
+    ("dropout", -0.1),
+    ("dropout", float("nan")),
+    ("width", 0),
+    ("width", 8.5),
+    ("depth", 0),
+    ("heads", 5),
+    ("steps", 0),
+    ("variant", "2024"),
+    ("deep_supervision", "no"),
+    ("location_size", -1),
+]
+
+
 class TestRefusals:
     """What can't be built is answered with what can."""
 
@@ -262,28 +278,16 @@ class TestRefusals:
             architectures.build(name, INPUTS, widht=8)
         assert all(option in str(refusal.value) for option in ["widht", *options_of(name)])
 
-    @pytest.mark.parametrize("name", REGISTRY)
     @pytest.mark.parametrize(
-        "key, value",
+        "name, key, value",
         [
-            ("num_classes", 0),
-            ("num_classes", 2.0),
-            ("dropout", 1.0),
-            ("dropout", -0.1),
-            ("dropout", float("nan")),
-            ("width", 0),
-            ("width", 8.5),
-            ("depth", 0),
-            ("heads", 5),
-            ("steps", 0),
-            ("variant", "2024"),
-            ("deep_supervision", "no"),
-            ("location_size", -1),
+            (name, key, value)
+            for name in REGISTRY
+            for key, value in IMPOSSIBLE
+            if key == "num_classes" or key in options_of(name)
         ],
     )
     def test_impossible_value_is_named(self, name: str, key: str, value: Any) -> None:
-        if key != "num_classes" and key not in options_of(name):
-            pytest.skip(f"{name} has no {key}")
         with pytest.raises(UserError) as refusal:
             architectures.build(name, INPUTS, patch_size=32, **{key: value})
         assert key in str(refusal.value) and str(value) in str(refusal.value)
@@ -329,9 +333,15 @@ def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", JAX, str(tmp_path), repr([arguments(c) for c in CASES]), repr(INPUTS)],
         cwd=REPOSITORY,
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(REPOSITORY),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling takes longer than computing here
+        },
         check=True,
-        timeout=300,
+        timeout=900,
     )
     for number, y in expected.items():
         assert_same(dict(np.load(tmp_path / f"{number}.y.npz")), y, tolerance=1e-4)

@@ -17,7 +17,6 @@ import pytest
 import architectures
 import checkpoints
 
-SHARED = Path(__file__).parents[3] / "shared"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glavitu": ("glavitu", {}),
     "resunet": ("resunet", {}),
@@ -29,11 +28,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def references() -> Path:
-    folder = SHARED / "fixtures"
-    if not folder.is_dir():
-        pytest.skip(f"the reference outputs are not at {folder}")
-    return folder
+def references(shared: Path) -> Path:
+    """The folder of the reference models' tensors, outputs and the code that regenerates their weights."""
+    return shared / "fixtures"
 
 
 @pytest.fixture(scope="module")

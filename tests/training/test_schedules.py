@@ -58,7 +58,6 @@ SCORES = [
     [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
     [0.5, 0.50005, 0.5001, 0.50015, 0.5002, 0.6, 0.6, 0.60011, 0.6002, 0.6002],
     [0.3, 0.1, 0.2, 0.31, 0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1],
-    [math.nan, math.nan, 0.0, 0.0, math.nan, 0.1, 0.0, 0.0, 0.0],
 ]
 
 
@@ -74,7 +73,7 @@ def test_patience_drops_the_rate_when_keras_does(scores: list[float], patience: 
         theirs.on_epoch_end(epoch, {"score": score})
         if ours.wait(score) >= patience:
             ours.waited, rate = 0, rate / 2
-        assert rate == pytest.approx(float(optimizer.learning_rate.numpy())), (epoch, score)
+        assert rate == pytest.approx(float(optimizer.learning_rate)), (epoch, score)
 
 
 def test_without_a_delta_any_rise_counts_and_nan_never_does() -> None:

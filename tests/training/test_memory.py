@@ -1,0 +1,61 @@
+"""The expected memory, held against the peak of a process that trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import architectures
+from training.memory import training_memory
+
+ROOT = Path(__file__).parents[2]
+TRAIN = """
+import resource, sys
+import keras, numpy as np
+import architectures
+from training.losses import LossTerms, SegmentationLoss
+from training.memory import training_memory
+
+model = architectures.build("resunet", {"optical": 6, "dem": 2}, 2, 128, width=32, fusion_width=32, steps=3)
+model.compile(keras.optimizers.Adam(), {"output": SegmentationLoss(LossTerms.model_validate({"focal": {}}))})
+inputs = {name: np.random.rand(8, 128, 128, c).astype("float32") for name, c in (("optical", 6), ("dem", 2))}
+model.train_on_batch(inputs, {"output": np.zeros((8, 128, 128), "int32")})
+unit = 1 if sys.platform == "darwin" else 1024
+print(training_memory(model, 8, "float32"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak is read from getrusage")
+def test_the_estimate_is_near_the_peak_of_a_training_process() -> None:
+    done = subprocess.run([sys.executable, "-c", TRAIN], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected, peak = map(float, done.stdout.split())
+    assert peak / 1.6 < expected < peak * 1.6
+
+
+def test_the_estimate_grows_with_batch_patch_and_precision() -> None:
+    def model(patch: int) -> keras.Model:
+        return architectures.build("resunet", {"dem": 2}, 2, patch, width=4, fusion_width=4, steps=1)
+
+    small, large = model(32), model(64)
+
+    def patches(number: int, precision: str = "float32", of: keras.Model = small) -> float:
+        return training_memory(of, number, precision) - training_memory(of, 0, precision)
+
+    one = patches(1)
+    assert one > 0
+    assert patches(8) == pytest.approx(8 * one)
+    assert one / 2 < patches(1, "bfloat16") < one
+    assert patches(1, of=large) == pytest.approx(4 * one)
+
+
+def test_the_model_is_as_before() -> None:
+    model = architectures.build("resunet", {"dem": 2}, 2, 16, width=4, fusion_width=4, steps=1)
+    calls = [type(layer).call for layer in model._flatten_layers()]
+    first = training_memory(model, 2, "float32")
+    assert training_memory(model, 2, "float32") == first
+    assert [layer.call.__func__ for layer in model._flatten_layers()] == calls

@@ -1,0 +1,239 @@
+"""Recipes: the published values, and the messages for wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from architectures import options_of
+from console import UserError
+from training.recipe import FOLDER, load_recipe, parse_recipe, recipe_names
+
+PUBLISHED = ("glavitu", "resunet", "transunet", "setr")
+# What the four systems of 2023 have in common; and their reported scores.
+VALUES: dict[str, Any] = {
+    "inputs": ("optical", "dem", "sar"),
+    "outputs": "softmax",
+    "location": "none",
+    "loss": {"focal": {"gamma": 2.0, "weight": 1.0}, "cross_entropy": None, "dice": None},
+    "output_weights": {},
+    "augmentation": {
+        "flip_vertical": 0.5,
+        "flip_horizontal": 0.5,
+        "rotate": 0.75,
+        "crop": 0.5,
+        "crop_scale": (0.8, 1.0),
+    },
+    "training": {
+        "patch_size": 384,
+        "batch_size": 8,
+        "epochs": 1000,
+        "epoch_factor": 2.0,
+        "steps_per_epoch": None,
+        "optimiser": {"name": "adam", "learning_rate": 5e-4, "weight_decay": 0.0},
+        "schedule": {"name": "plateau", "warmup_epochs": 1.0, "factor": 0.1, "patience": 10, "min_delta": 1e-4},
+        "monitor": "iou",
+        "stop_patience": 31,
+    },
+}
+REPORTED = {
+    "glavitu": {"test_iou": 0.875, "val_iou": 0.8244},
+    "resunet": {"val_iou": 0.8279},
+    "transunet": {"val_iou": 0.8169},
+    "setr": {"val_iou": 0.7537},
+}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Return the content of a recipe that is as short as one can be."""
+    return {
+        "name": "small",
+        "architecture": {"name": "resunet"},
+        "inputs": ["optical"],
+        "loss": {"focal": {}},
+        "training": {"schedule": {"name": "plateau"}},
+    } | changes
+
+
+# The recipes that there are
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipe_holds_the_published_values(name: str) -> None:
+    content = load_recipe(name).model_dump()
+    options = {"variant": "2023", "dropout": 0.1} if name == "glavitu" else {"dropout": 0.1}
+    assert content["architecture"] == {"name": name, "options": options}
+    assert content["reported"] == REPORTED[name]
+    for key, value in VALUES.items():
+        if isinstance(value, dict) and value:
+            content[key] = {part: content[key][part] for part in value}
+        assert content[key] == value, key
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_opens_with_source_report_and_command(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert set(recipe.architecture.options) <= set(options_of(recipe.architecture.name))
+    header = [line for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("\n") if line[:1] == "#"]
+    assert (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").startswith(header[0])
+    for word in ("Source: ", "Command: "):
+        assert any(line.startswith(f"# {word}") for line in header), word
+    if recipe.reported:
+        reported = " ".join(header).split("Reported: ")[1]
+        assert all(f"{score:g}" in reported for score in recipe.reported.values())
+
+
+def test_all_recipes_are_known() -> None:
+    assert {*PUBLISHED, "demo"} <= set(recipe_names())
+
+
+def test_steps_of_an_epoch() -> None:
+    training = load_recipe("glavitu").training
+    assert [training.steps(whole) for whole in (0, 7, 8, 15, 16, 805)] == [1, 1, 2, 2, 4, 200]
+    assert load_recipe("glavitu", ["training.steps_per_epoch=5"]).training.steps(805) == 5
+
+
+def test_a_recipe_is_frozen_and_its_dump_is_the_same_recipe() -> None:
+    recipe = load_recipe("demo")
+    with pytest.raises(ValidationError):
+        recipe.name = "other"
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    assert parse_recipe(yaml.safe_load(text), "the dump") == recipe
+
+
+def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in small().items() if key != "name"}))
+    assert load_recipe(str(path)).name == "mine"
+
+
+# Changes
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "value"),
+    [
+        ("training.batch_size=4", "training.batch_size", 4),
+        ("training.optimiser.learning_rate=1e-4", "training.optimiser.learning_rate", 1e-4),
+        ("training.schedule.patience=3", "training.schedule.patience", 3),
+        ("training.schedule={name: cosine, warmup_epochs: 2}", "training.schedule.warmup_epochs", 2.0),
+        ("inputs=[dem, optical]", "inputs", ("dem", "optical")),
+        ("augmentation.crop_scale=[0.5, 0.6]", "augmentation.crop_scale", (0.5, 0.6)),
+        ("training.stop_patience=null", "training.stop_patience", None),
+        ("architecture.options.width=16", "architecture.options", {"variant": "2023", "dropout": 0.1, "width": 16}),
+        ("loss.dice.weight=0.5", "loss.dice.weight", 0.5),
+        ("output_weights.deepsupervision=0.5", "output_weights", {"deepsupervision": 0.5}),
+        ("training.precision=[]", "training.precision", ()),
+    ],
+)
+def test_a_change_changes_one_value(change: str, path: str, value: Any) -> None:
+    recipe: Any = load_recipe("glavitu", [change])
+    for part in path.split("."):
+        recipe = getattr(recipe, part)
+    assert recipe == value
+
+
+def test_the_last_change_of_a_value_counts() -> None:
+    assert load_recipe("setr", ["training.epochs=3", "training.epochs=5"]).training.epochs == 5
+
+
+@pytest.mark.parametrize("change", ["training.batch_size", "=4", "training..epochs=4", ".=1", ""])
+def test_a_change_of_another_form_is_answered_with_the_form(change: str) -> None:
+    with pytest.raises(UserError, match="--set takes KEY=VALUE such as training.batch_size=4"):
+        load_recipe("glavitu", [change])
+
+
+def test_a_value_that_is_no_yaml_is_quoted() -> None:
+    with pytest.raises(UserError, match=r"--set inputs=\[dem: .*YAML"):
+        load_recipe("glavitu", ["inputs=[dem"])
+
+
+# Wrong recipes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # unknown keys: the key, the near one, the known
+        (
+            "training.batchsize=4",
+            r"unknown key training\.batchsize, did you mean 'batch_size'\? \(known here: batch_",
+        ),
+        ("augmentation.flip=1", r"unknown key augmentation\.flip\b.*known here: crop, crop_scale, flip_horizontal"),
+        ("learning_rate=1", r"unknown key learning_rate \(known here: architecture, augmentation,"),
+        ("training.optimiser.lr=1", r"unknown key training\.optimiser\.lr .*learning_rate"),
+        ("loss.focal.gama=1", r"unknown key loss\.focal\.gama, did you mean 'gamma'"),
+        ("loss.tversky.weight=1", r"unknown key loss\.tversky .*cross_entropy, dice, focal"),
+        ("training.schedule.patiense=1", r"unknown key training\.schedule\.patiense, did you mean 'patience'"),
+        (
+            "training.schedule.name=cosine",
+            r"unknown key training\.schedule\.factor \(known here: name, warmup_epochs",
+        ),
+        # impossible values: the key, what was expected, the value
+        ("training.batch_size=0", r"training\.batch_size: .*greater than or equal to 1; received 0"),
+        ("training.epochs=ten", r"training\.epochs: .*integer.*; received 'ten'"),
+        ("training.optimiser.learning_rate=-1", r"training\.optimiser\.learning_rate: .*greater than 0; received -1"),
+        ("training.optimiser.learning_rate=.inf", r"training\.optimiser\.learning_rate: .*finite.*; received inf"),
+        ("training.optimiser.learning_rate=.nan", r"training\.optimiser\.learning_rate: .*; received nan"),
+        ("training.optimiser.name=sgd", r"training\.optimiser\.name: .*'adam' or 'adamw'; received 'sgd'"),
+        ("training.optimiser.weight_decay=0.1", r"training\.optimiser: weight_decay needs the optimiser adamw"),
+        ("training.schedule.factor=2", r"training\.schedule\.factor: .*less than 1; received 2"),
+        (
+            "training.schedule.name=linear",
+            r"training\.schedule\.name: expected .*'cosine'; received 'linear'",
+        ),
+        ("training.schedule={factor: 0.5}", r"training\.schedule\.name is missing"),
+        ("training.schedule=cosine", r"training\.schedule: .*; received 'cosine'"),
+        ("training.monitor=accuracy", r"training\.monitor: .*'iou', 'f1' or 'mcc'; received 'accuracy'"),
+        ("training.precision=[float64]", r"training\.precision\.0: .*; received 'float64'"),
+        ("augmentation.rotate=1.5", r"augmentation\.rotate: .*less than or equal to 1; received 1\.5"),
+        ("augmentation.crop_scale=[1, 0.5]", r"augmentation: crop_scale is \(smallest, largest\)"),
+        ("inputs=[]", r"inputs: .*at least 1 item.*; received \[\]"),
+        ("inputs=[dem, dem]", r"inputs: a modality is named twice; received \['dem', 'dem'\]"),
+        ("loss={}", r"loss: expected one or more of cross_entropy, focal, dice"),
+        ("outputs=linear", r"outputs: .*'softmax' or 'sigmoid'; received 'linear'"),
+        ("architecture.options.location_size=3", r"location_size follows from the data: set `location: region`"),
+        ("architecture=glavitu", r"architecture: .*; received 'glavitu'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_key(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        load_recipe("glavitu", [change])
+    assert str(raised.value).startswith(str(FOLDER / "glavitu.yaml"))
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    content = small(outputs="linear", colour=1)
+    del content["inputs"]
+    with pytest.raises(UserError) as raised:
+        parse_recipe(content, "mine.yaml")
+    for message in ("mine.yaml:", "inputs is missing", "outputs: ", "unknown key colour"):
+        assert message in str(raised.value)
+
+
+def test_an_unknown_recipe_is_answered_with_the_known() -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'glavito'; there are: .*glavitu.*resunet.*, or give a"):
+        load_recipe("glavito")
+    with pytest.raises(UserError, match=r"unknown recipe 'nothing\.yaml'"):
+        load_recipe("nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "can't be read as YAML"),
+        (b"- a\n", "expected keys and values, received list"),
+        (b"\xff\xfe\x00", "YAML"),
+    ]
+    + [(b"", "expected keys and values")],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))

@@ -1,0 +1,537 @@
+"""Training runs on small tiles, end to end."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import architectures
+import training.run as run_module
+from console import UserError
+from data.normalisation import Statistics, fit
+from data.tiles import IGNORE, TWO_CLASSES, ClassInfo, TileFile, TileWriter, find_dataset
+from data.windows import grid
+from evaluation.scores import confusion_matrix, counts
+from training.recipe import parse_recipe
+from training.record import Record, load_record
+from training.run import Plan, Run, plan
+
+PATCH = 32
+BANDS = {"dem": ["z", "slope"], "optical": ["green", "nir", "swir"], "sar": ["vv", "vh"]}
+THREE_CLASSES = (TWO_CLASSES[0], ClassInfo("clean ice", glacier=True), ClassInfo("debris", glacier=True))
+SMALL: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "resunet": {"width": 4, "fusion_width": 4, "steps": 1, "dropout": 0.0},
+    "glavitu": {"variant": "2025", "width": 8, "mlp": 8, "depth": 1, "heads": 2, "steps": 1, "dropout": 0.0},
+}
+COLUMNS = ["epoch", "loss", "val_loss", "learning_rate"]
+SCORES = ["iou", "precision", "recall"]
+
+
+def tiny(
+    inputs: dict[str, int],
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    width: int = 4,
+    location_size: int = 0,
+) -> keras.Model:
+    """Two convolutions, for what depends on no architecture: compiled in a moment."""
+    tensors = {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
+    x = keras.layers.Concatenate()(list(tensors.values()))
+    x = keras.layers.Dropout(0.1)(keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x))
+    activation = "softmax" if num_classes > 1 else "sigmoid"
+    output = keras.layers.Conv2D(num_classes, 1, activation=activation, dtype="float32", name="output")(x)
+    return keras.Model(tensors, {"output": output})
+
+
+@pytest.fixture(autouse=True)
+def tiny_is_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = SimpleNamespace(build=tiny, stride=lambda **_: 1)
+    monkeypatch.setitem(architectures.REGISTRY, "tiny", module)
+
+
+def write_split(
+    path: Path, regions: Sequence[str], seed: int, classes: Sequence[ClassInfo] = TWO_CLASSES, scale: bool = True
+) -> None:
+    """Write a disc of ice a tile, seen through noise; a corner is invalid, a strip ignored."""
+    rng = np.random.default_rng(seed)
+    tiles = []
+    for number in range(len(regions)):
+        size = ((48, 48), (64, 37), (32, 32), (50, 64))[number % 4]
+        rows, columns = np.mgrid[: size[0], : size[1]]
+        ice = np.hypot(rows - size[0] * rng.random(), columns - size[1] * rng.random()) < 20
+        mask = (ice * (1 + (rows > size[0] / 2) * (len(classes) - 2))).astype(np.uint8)
+        mask[-3:] = IGNORE
+        arrays = {name: rng.normal(50, 10, (*size, len(bands))).astype(np.float32) for name, bands in BANDS.items()}
+        arrays["optical"] += 20 * mask[..., None].clip(max=2)
+        valid = np.ones(size, bool)
+        valid[:5, :7] = False
+        for array in arrays.values():
+            array[~valid] = np.nan
+        tiles.append((arrays, mask, valid))
+    statistics = fit((arrays, valid) for arrays, _, valid in tiles) if scale else None
+    with TileWriter(path, classes, BANDS, statistics) as writer:
+        for number, (arrays, mask, valid) in enumerate(tiles):
+            writer.add(f"t{number}", arrays, mask, valid, regions[number])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles") / "discs"
+    folder.mkdir()
+    write_split(folder / "train.hdf5", ["HMA", "ALP"] * 4, seed=1)
+    write_split(folder / "val.hdf5", ["ALP", "HMA", "ALP", "SC"], seed=2)
+    return folder
+
+
+def planned(folder: Path, architecture: str = "tiny", **changes: Any) -> Plan:
+    """Return a plan of `architecture`; changes are `part__key=value` of the recipe, or arguments of `plan`."""
+    content: dict[str, Any] = {
+        "name": "small",
+        "architecture": {"name": architecture, "options": SMALL[architecture]},
+        "inputs": ["optical", "dem", "sar"],
+        "loss": {"focal": {}},
+        "augmentation": {"flip_vertical": 0.5, "rotate": 0.75},
+        "training": {
+            "patch_size": PATCH,
+            "batch_size": 4,
+            "epochs": 2,
+            "steps_per_epoch": 3,
+            "optimiser": {"learning_rate": 1e-2},
+            "schedule": {"name": "plateau"},
+        },
+    }
+    others = {key: changes.pop(key) for key in ("seed", "regions", "precision") if key in changes}
+    for key, value in changes.items():
+        part, _, last = key.rpartition("__")
+        (content[part] if part else content)[last] = value
+    return plan(parse_recipe(content, "the test"), find_dataset(folder), **others)
+
+
+def run_of(plan: Plan, folder: Path, name: str = "mine") -> Run:
+    return Run(plan, name, command="python train.py", weights=folder / "weights", logs=folder / "logs")
+
+
+def log_of(folder: Path, name: str = "mine") -> list[dict[str, float]]:
+    with (folder / "logs" / f"{name}.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def files_in(folder: Path) -> set[str]:
+    """Return all files, hidden ones included: none is half-written, none temporary."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+RUN_FILES = {"weights/mine.weights.h5", "weights/mine.json", "logs/mine.csv"}
+
+
+def restored(record: Record, folder: Path) -> keras.Model:
+    """Build the model anew from what the run stored."""
+    model = architectures.build(
+        record.architecture, record.inputs, record.num_outputs, record.patch_size, **record.options
+    )
+    model.load_weights(folder / "weights" / f"{record.name}.weights.h5")
+    return model
+
+
+def matrix_over_all_pixels(model: keras.Model, record: Record, file: TileFile) -> NDArray[np.int64]:
+    """Predict each tile on a canvas, windows side by side, and count its valid, labelled pixels."""
+    matrix = np.zeros((len(record.classes),) * 2, np.int64)
+    scaling = record.scaling()
+    for name in file.names:
+        info, arrays = file.info(name), file.read(name, list(record.inputs))
+        inputs = {key: scaling.apply(key, x) if scaling else np.nan_to_num(x) for key, x in arrays.items()}
+        canvas = np.full((info.height, info.width), -1)
+        for window in grid(info.height, info.width, PATCH, PATCH):
+            batch = {key: x[window.slices][None] for key, x in inputs.items()}
+            if record.location == "region":
+                index = record.regions.index(info.region) if info.region in record.regions else -1
+                batch["location"] = np.eye(len(record.regions) + 1, dtype=np.float32)[[index]]
+            p = np.asarray(model.predict_on_batch(batch)["output"])[0]
+            labels = p.argmax(axis=-1) if p.shape[-1] > 1 else (p[..., 0] > 0.5).astype(int)
+            part = canvas[window.slices]
+            part[part < 0] = labels[part < 0]
+        reference = np.where(file.valid(name), file.mask(name), IGNORE)
+        matrix += confusion_matrix(reference, canvas, len(matrix))
+    return matrix
+
+
+# From tiles to weights, record and log
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outputs", "changes"),
+    [
+        ("resunet", ["output"], {"outputs": "sigmoid"}),
+        (
+            "glavitu",
+            ["output", "deepsupervision"],
+            {"location": "region", "unknown_region": 0.5, "output_weights": {"deepsupervision": 0.5}},
+        ),
+    ],
+)
+def test_a_run_writes_weights_record_and_log(
+    folder: Path, tmp_path: Path, architecture: str, outputs: list[str], changes: dict[str, Any]
+) -> None:
+    # One batch of validation: Keras weighs batches by their size in the sum of losses, in those of outputs not.
+    sizes = {"training__epochs": 3, "training__validation_batch_size": 13}
+    prepared = planned(folder, architecture, seed=5, **sizes, **changes)
+    record = run_of(prepared, tmp_path).train()
+    assert files_in(tmp_path) == RUN_FILES
+    assert load_record("mine", tmp_path / "weights") == record
+
+    rows = log_of(tmp_path)
+    classes = [1] if record.outputs == "sigmoid" else [0, 1]
+    named = [f"{output}_{key}" for output in outputs for key in ("loss", "accuracy")]
+    named += [f"{output}_{score}_{k}" for output in outputs for score in SCORES for k in classes]
+    assert sorted(rows[0]) == sorted([*COLUMNS, *named, *(f"val_{name}" for name in named)])
+    assert list(rows[0])[:4] == COLUMNS and [row["epoch"] for row in rows] == [1, 2, 3]
+    weights = {"output": 1.0, "deepsupervision": 0.5}
+    for row in rows:
+        for prefix in ("", "val_"):
+            total = sum(weights[output] * row[f"{prefix}{output}_loss"] for output in outputs)
+            assert row[f"{prefix}loss"] == pytest.approx(total, rel=1e-4)
+
+    assert list(record.inputs.items()) == [("optical", 3), ("dem", 2), ("sar", 2)]
+    assert record.modalities[0].bands == ("green", "nir", "swir")
+    assert record.class_list == TWO_CLASSES and record.regions == ("ALP", "HMA")
+    assert record.options.get("location_size") == (3 if architecture == "glavitu" else None)
+    statistics = TileFile(folder / "train.hdf5").statistics
+    assert statistics is not None and record.scaling() == statistics.select(["optical", "dem", "sar"])
+    assert (record.architecture, record.seed, record.epochs, record.stopped) == (architecture, 5, 3, "finished")
+    assert record.parameters == prepared.model.count_params() and record.command == "python train.py"
+    assert (record.backend, record.precision, record.patch_size) == (keras.backend.backend(), "float32", PATCH)
+    assert record.recipe == prepared.recipe.model_dump(mode="json")
+    assert record.versions["keras"] == keras.__version__
+    digests = {split: described["digest"] for split, described in record.dataset["files"].items()}
+    assert digests == {split: TileFile(folder / f"{split}.hdf5").digest for split in ("train", "val")}
+
+    # The best epoch is the one with the best score, and its weights are what was kept: they score the same anew.
+    ious = [row["val_output_iou_1"] for row in rows]
+    assert record.best.monitor == "iou" and record.best.epoch == 1 + int(np.argmax(ious))
+    assert record.best.score == pytest.approx(max(ious))
+    matrix = matrix_over_all_pixels(restored(record, tmp_path), record, TileFile(folder / "val.hdf5"))
+    assert counts(matrix, {1}).iou == pytest.approx(max(ious), abs=2e-3)
+    best = rows[record.best.epoch - 1]
+    assert np.trace(matrix) / matrix.sum() == pytest.approx(best["val_output_accuracy"], abs=2e-3)
+    size = (tmp_path / "weights" / "mine.weights.h5").stat().st_size
+    assert size <= run_module._weights_size(prepared.model) < 4 * size
+
+
+def test_the_monitored_score_is_of_all_glacier_classes_together(tmp_path: Path) -> None:
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for split, seed in (("train", 1), ("val", 2)):
+        write_split(folder / f"{split}.hdf5", ["ALP"] * 4, seed, THREE_CLASSES)
+    prepared = planned(folder, training__epochs=1, training__steps_per_epoch=20)
+    record = run_of(prepared, tmp_path).train()
+    matrix = matrix_over_all_pixels(restored(record, tmp_path), record, TileFile(folder / "val.hdf5"))
+    (row,) = log_of(tmp_path)
+    assert record.best.score == pytest.approx(counts(matrix, {1, 2}).iou, abs=1e-3)
+    for k in range(3):
+        for score in SCORES:
+            expected = getattr(counts(matrix, {k}), score)
+            assert row[f"val_output_{score}_{k}"] == pytest.approx(expected, abs=1e-3, nan_ok=True)
+
+
+def trained(folder: Path, tmp_path: Path, name: str, **changes: Any) -> list[NDArray[np.float32]]:
+    prepared = planned(folder, **({"training__epochs": 1} | changes))
+    run_of(prepared, tmp_path, name).train()
+    return prepared.model.get_weights()
+
+
+def test_one_seed_is_one_run(folder: Path, tmp_path: Path) -> None:
+    first = trained(folder, tmp_path, "a", seed=1)
+
+    def same(name: str, **changes: Any) -> bool:
+        again = trained(folder, tmp_path, name, **changes)
+        return all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+    assert same("b", seed=1)
+    assert same("c", seed=1, training__workers=0)
+    assert not same("d", seed=2)
+    assert not same("e", seed=1, augmentation={})  # what the recipe says of augmentation is done
+
+
+def test_regions_restrict_training_and_validation(folder: Path) -> None:
+    prepared = planned(folder, regions=["ALP"])
+    for patches, expected in ((prepared.train, 4), (prepared.val, 2)):
+        assert {patches.file.info(name).region for name in patches.names} == {"ALP"}
+        assert len(patches.names) == expected
+    assert prepared.regions == ("ALP",)
+    with pytest.raises(UserError, match=r"no tile of region `XX`; its regions are `ALP`, `HMA`"):
+        planned(folder, regions=["XX"])
+
+
+def test_the_recipe_orders_the_inputs(folder: Path) -> None:
+    def prediction(inputs: list[str]) -> NDArray[np.float32]:
+        prepared = planned(folder, inputs=inputs, seed=3)
+        assert list(prepared.model.input) == inputs == list(prepared.train.modalities)
+        batch = {"dem": np.ones((1, PATCH, PATCH, 2)), "sar": -np.ones((1, PATCH, PATCH, 2))}
+        return np.asarray(prepared.model.predict_on_batch(batch)["output"])
+
+    # Both have two channels: the same weights fit either order and mean something else.
+    assert np.abs(prediction(["dem", "sar"]) - prediction(["sar", "dem"])).max() > 1e-3
+
+
+def test_a_plan_says_what_it_will_do(folder: Path) -> None:
+    prepared = planned(folder, training__steps_per_epoch=None)
+    whole = sum(max(1, h // PATCH) * max(1, w // PATCH) for h, w in prepared.train.sizes)
+    assert prepared.steps == 2 * (whole // 4) == int(np.floor(whole / 4)) * 2
+    summary = prepared.summary()
+    for part in (
+        f"{prepared.model.count_params():,} parameters",
+        "optical 3, dem 2, sar 2",
+        f"{prepared.steps} steps of 4 patches an epoch",
+        f"expected memory {prepared.memory / 2**30:.1f} GiB",
+        "float32",
+    ):
+        assert part in summary
+
+
+def test_reduced_precision_is_of_the_model_alone(folder: Path, tmp_path: Path) -> None:
+    prepared = planned(folder, precision="float16")
+    run = run_of(prepared, tmp_path)
+    assert prepared.precision == "float16" and "float16" in prepared.summary()
+    assert prepared.model.layers[-2].compute_dtype == "float16" and prepared.model.output["output"].dtype == "float32"
+    assert isinstance(run.plan.model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert keras.mixed_precision.dtype_policy().name == "float32"
+    assert run.train().precision == "float16"
+    assert [row["learning_rate"] for row in log_of(tmp_path)] == pytest.approx([1e-2, 1e-2])
+
+
+def test_the_recipe_chooses_the_optimiser(folder: Path, tmp_path: Path) -> None:
+    adam = run_of(planned(folder), tmp_path).plan.model.optimizer
+    assert type(adam) is keras.optimizers.Adam and adam.weight_decay is None
+    settings = {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.02}
+    adamw = run_of(planned(folder, training__optimiser=settings), tmp_path).plan.model.optimizer
+    assert type(adamw) is keras.optimizers.AdamW and adamw.weight_decay == 0.02
+    assert float(adamw.learning_rate) == pytest.approx(3e-3)
+
+
+# Schedule and stopping
+
+
+def test_a_plateau_lowers_the_rate_of_the_compiled_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = {"name": "plateau", "patience": 1, "factor": 0.01}
+    prepared = planned(folder, training__epochs=4, training__schedule=schedule)
+    weights = [prepared.model.get_weights()]
+    epoch = Run._epoch
+
+    def without_gain(self: Run, number: int) -> tuple[dict[str, Any], float]:
+        row, _ = epoch(self, number)
+        weights.append(prepared.model.get_weights())
+        return row, 0.5
+
+    monkeypatch.setattr(Run, "_epoch", without_gain)
+    run_of(prepared, tmp_path).train()
+    assert [row["learning_rate"] for row in log_of(tmp_path)] == pytest.approx([1e-2, 1e-2, 1e-4, 1e-6])
+    updates = [
+        max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+        for before, after in zip(weights, weights[1:], strict=False)
+    ]
+    assert updates[1] > 1e-3 > updates[2] > 1e-5 > updates[3] > 0
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
+    """Let epochs do nothing but set every weight to their number and return these scores."""
+
+    def epoch(self: Run, number: int) -> tuple[dict[str, Any], float]:
+        for variable in self.plan.model.trainable_variables:
+            variable.assign(np.full(variable.shape, number + 1))
+        row = {"epoch": number + 1, "loss": 1.0, "val_loss": 1.0, "learning_rate": float(self.rate(10**6))}
+        return row, scores[number]
+
+    monkeypatch.setattr(Run, "_epoch", epoch)
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "best", "epochs", "stopped"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.25, 0.9], 3, 2, 5, "early"),
+        ([0.1, 0.3, 0.2, 0.31, 0.3, 0.3], 3, 4, 6, "finished"),
+        ([0.1, 0.3, 0.2, 0.1, 0.0, 0.4], None, 6, 6, "finished"),
+        ([math.nan, math.nan, math.nan, 0.1, 0.2, 0.2], 3, 1, 3, "early"),
+        ([math.nan, 0.0, math.nan, 0.1, 0.1, 0.1], 3, 4, 6, "finished"),
+    ],
+)
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scores: list[float],
+    patience: int | None,
+    best: int,
+    epochs: int,
+    stopped: str,
+) -> None:
+    scripted(monkeypatch, scores)
+    prepared = planned(folder, training__epochs=6, training__stop_patience=patience)
+    record = run_of(prepared, tmp_path).train()
+    assert (record.best.epoch, record.epochs, record.stopped) == (best, epochs, stopped)
+    score = scores[best - 1]
+    assert record.best.score == (None if math.isnan(score) else score)
+    assert (restored(record, tmp_path).trainable_variables[0].numpy() == best).all()
+    assert len(log_of(tmp_path)) == epochs
+    output = capsys.readouterr()
+    assert ("no glacier" in output.err) == math.isnan(scores[0])
+    assert f"epoch {epochs}/6" in output.out
+
+
+# What ends a run before its time
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder: Path, tmp_path: Path) -> None:
+    prepared = planned(folder, training__optimiser={"learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"not finite at step 2 of epoch 1; there are no weights yet\. Try a lower rate"):
+        run_of(prepared, tmp_path).train()
+    assert files_in(tmp_path) == set()
+
+
+def test_weights_that_validation_can_not_use_are_not_kept(folder: Path, tmp_path: Path) -> None:
+    prepared = planned(folder, training__optimiser={"learning_rate": 1e30}, training__steps_per_epoch=1)
+    with pytest.raises(UserError, match=r"validation loss was not finite after step 1 of epoch 1; there are no weights"):
+        run_of(prepared, tmp_path).train()
+    assert files_in(tmp_path) == set()
+
+
+def test_what_was_kept_before_a_loss_that_is_not_finite_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = planned(folder)
+    report = Run._report
+
+    def poison(self: Run, *arguments: Any) -> None:
+        report(self, *arguments)
+        variable = prepared.model.trainable_variables[0]
+        variable.assign(np.full(variable.shape, np.nan))
+
+    monkeypatch.setattr(Run, "_report", poison)
+    with pytest.raises(UserError, match=r"not finite at step 1 of epoch 2; the weights of epoch 1 are kept in .*mine"):
+        run_of(prepared, tmp_path).train()
+    assert files_in(tmp_path) == RUN_FILES
+    record = load_record("mine", tmp_path / "weights")
+    assert (record.stopped, record.epochs, record.best.epoch) == ("loss not finite", 1, 1)
+    assert all(np.isfinite(weights).all() for weights in restored(record, tmp_path).get_weights())
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_ctrl_c_keeps_the_best_weights_and_the_record(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    steps = iter(range(1, 100))
+
+    def interrupted(*_: Any) -> None:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module._Steps, "on_train_batch_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_of(planned(folder), tmp_path).train()
+    if step < 3:
+        assert files_in(tmp_path) == set()
+    else:
+        assert files_in(tmp_path) == RUN_FILES
+        record = load_record("mine", tmp_path / "weights")
+        assert (record.stopped, record.epochs, record.best.epoch) == ("interrupted", 1, 1)
+
+
+@pytest.mark.parametrize("target", ["weights", "record", "replace"])
+def test_a_full_disk_leaves_nothing_half_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """The second epoch can't be saved: of the first, weights and record stay as they were."""
+    scripted(monkeypatch, [0.1, 0.2])
+    prepared = planned(folder)
+    keep, replace = Run._keep, os.replace
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def keep_on_a_full_disk(self: Run, epoch: int, score: float) -> None:
+        if epoch == 2:
+            if target == "weights":
+                monkeypatch.setattr(prepared.model, "save_weights", full)
+            elif target == "record":
+                monkeypatch.setattr(run_module, "save_record", full)
+            else:
+                monkeypatch.setattr(os, "replace", full)
+        keep(self, epoch, score)
+
+    monkeypatch.setattr(Run, "_keep", keep_on_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run_of(prepared, tmp_path).train()
+    monkeypatch.setattr(os, "replace", replace)
+    assert files_in(tmp_path) == RUN_FILES
+    record = load_record("mine", tmp_path / "weights")
+    assert record.best.epoch == 1
+    assert (restored(record, tmp_path).trainable_variables[0].numpy() == 1).all()
+
+
+# Tiles that can't be trained on
+
+
+def write_small(path: Path, bands: dict[str, list[str]], classes: Sequence[ClassInfo], **changes: Any) -> None:
+    shift = {name: (0.0,) * len(names) for name, names in bands.items()}
+    scale = {name: (1.0,) * len(names) for name, names in bands.items()}
+    statistics = Statistics("standardise", shift, scale, "a test", **changes)
+    with TileWriter(path, classes, bands, statistics) as writer:
+        arrays = {name: np.ones((PATCH, PATCH, len(names)), np.float32) for name, names in bands.items()}
+        writer.add("t", arrays, np.ones((PATCH, PATCH)), np.ones((PATCH, PATCH)), "ALP")
+
+
+NO_GLACIER = (ClassInfo("background"), ClassInfo("lake"))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "recipe", "message"),
+    [
+        ({}, {"bands": {**BANDS, "dem": ["z"]}}, {}, r"val.hdf5 has channels .*'dem': 1.*train.hdf5 has .*'dem': 2"),
+        ({}, {"classes": THREE_CLASSES}, {}, r"have different classes"),
+        ({}, {"applied": True}, {}, r"val.hdf5 and .*train.hdf5 the values of one only are scaled already"),
+        ({}, {"bands": {"dem": ["z", "slope"]}}, {}, r"val.hdf5: tile 't': no modality `optical`, `sar`, it has `dem`"),
+        ({"classes": NO_GLACIER}, {"classes": NO_GLACIER}, {}, r"no class is flagged as glacier"),
+        (
+            {"classes": THREE_CLASSES},
+            {"classes": THREE_CLASSES},
+            {"outputs": "sigmoid"},
+            r"one sigmoid output for two classes; .* has 3",
+        ),
+        ({}, {}, {"output_weights": {"deepsupervision": 0.5}}, r"no output deepsupervision; there are output"),
+        ({}, {}, {"inputs": ["optical", "thermal"]}, r"train.hdf5: tile 't': no modality `thermal`"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_start(
+    tmp_path: Path, train: dict[str, Any], val: dict[str, Any], recipe: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for split, changes in (("train", train), ("val", val)):
+        write_small(folder / f"{split}.hdf5", **{"bands": BANDS, "classes": TWO_CLASSES, **changes})
+    with pytest.raises(UserError, match=message):
+        planned(folder, **recipe)
+
+
+def test_all_problems_of_the_tiles_are_listed_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for split in ("train", "val"):
+        write_small(folder / f"{split}.hdf5", {"optical": ["green"]}, TWO_CLASSES)
+    with pytest.raises(UserError) as raised:
+        planned(folder)
+    assert str(raised.value).count("no modality `dem`, `sar`") == 2
