@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
     import yaml
 
     from data.tiles import find_dataset
+
     console.import_keras()
     from training.recipe import load_recipe
     from training.record import record_path, weights_path

@@ -177,7 +177,10 @@ def _advice(model: keras.Model, layer: _Layer, variable: keras.Variable | None, 
                 f"deep_supervision={'false' if ours else 'true'}."
             )
         if layer.name == "location_encoding":
-            return "The file's model has no location input: leave it out (location_size=0)."
+            return (
+                "The file's model has no location input: no `location: region` in the recipe, or the option "
+                "location_size=0."
+            )
         if layer.name is None and len(only) == 12 and len(only[0]) == 2:
             return _located(only[0][0])
 

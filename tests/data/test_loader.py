@@ -192,8 +192,8 @@ def test_values_are_scaled_and_what_is_no_number_becomes_0(holes: Path, statisti
         source(holes, modalities=("dem",), statistics=statistics), ["output", "deepsupervision"], 1
     )
     raw = TileFile(holes).read("hole", ["dem"])["dem"]
-    shift, scale = ((10, 20), (2, 4)) if statistics else (0, 1)
-    expected = np.where(np.isfinite(raw), (raw - np.float32(shift)) / np.float32(scale), 0)
+    scaled = (raw - np.array([10, 20], np.float32)) / np.array([2, 4], np.float32) if statistics else raw
+    expected = np.where(np.isfinite(raw), scaled, 0)
     np.testing.assert_array_equal(inputs["dem"][0], expected)
     assert inputs["dem"].dtype == np.float32
     assert set(labels) == {"output", "deepsupervision"}

@@ -30,7 +30,7 @@ def test_counts_are_pooled_over_batches_and_reset(classes: int) -> None:
         batches = [batch(classes, seed) for seed in range(first, first + 4)]
         for labels, p in batches:
             metric.update_state(labels, p)
-        expected = sum(confusion_matrix(y, predicted(p), max(2, classes)) for y, p in batches)
+        expected = np.sum([confusion_matrix(y, predicted(p), max(2, classes)) for y, p in batches], axis=0)
         np.testing.assert_array_equal(metric.matrix(), expected)
         assert float(metric.result()) == pytest.approx(np.trace(expected) / expected.sum())
         metric.reset_state()
@@ -45,7 +45,7 @@ def test_one_probability_is_class_1_above_one_half() -> None:
 
 def test_counts_stay_exact_beyond_what_float32_and_int32_hold() -> None:
     metric = ConfusionMatrix(2)
-    labels, p = np.zeros((1, 1, 3), np.int32), np.tile(np.float32([1, 0]), (1, 1, 3, 1))
+    labels, p = np.zeros((1, 1, 3), np.int32), np.tile(np.array([1, 0], np.float32), (1, 1, 3, 1))
     metric.update_state(labels, p)
     metric.low.assign(np.full((2, 2), 2**20 - 2))
     metric.high.assign(np.full((2, 2), 2**14))  # more than 2³⁴ pixels

@@ -398,14 +398,18 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder: Path, tmp_path: Path) -> None:
     prepared = planned(folder, training__optimiser={"learning_rate": 1e30})
-    with pytest.raises(UserError, match=r"not finite at step 2 of epoch 1; there are no weights yet\. Try a lower rate"):
+    with pytest.raises(
+        UserError, match=r"not finite at step 2 of epoch 1; there are no weights yet\. Try a lower rate"
+    ):
         run_of(prepared, tmp_path).train()
     assert files_in(tmp_path) == set()
 
 
 def test_weights_that_validation_can_not_use_are_not_kept(folder: Path, tmp_path: Path) -> None:
     prepared = planned(folder, training__optimiser={"learning_rate": 1e30}, training__steps_per_epoch=1)
-    with pytest.raises(UserError, match=r"validation loss was not finite after step 1 of epoch 1; there are no weights"):
+    with pytest.raises(
+        UserError, match=r"validation loss was not finite after step 1 of epoch 1; there are no weights"
+    ):
         run_of(prepared, tmp_path).train()
     assert files_in(tmp_path) == set()
 
@@ -418,8 +422,8 @@ def test_what_was_kept_before_a_loss_that_is_not_finite_stays(
 
     def poison(self: Run, *arguments: Any) -> None:
         report(self, *arguments)
-        variable = prepared.model.trainable_variables[0]
-        variable.assign(np.full(variable.shape, np.nan))
+        bias = prepared.model.trainable_variables[-1]
+        bias.assign(np.full(bias.shape, np.nan))
 
     monkeypatch.setattr(Run, "_report", poison)
     with pytest.raises(UserError, match=r"not finite at step 1 of epoch 2; the weights of epoch 1 are kept in .*mine"):
@@ -436,7 +440,7 @@ def test_ctrl_c_keeps_the_best_weights_and_the_record(
 ) -> None:
     steps = iter(range(1, 100))
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         if next(steps) == step:
             raise KeyboardInterrupt
 

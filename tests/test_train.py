@@ -1,0 +1,311 @@
+"""train.py: what it asks for, what it says, and that it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+import training.run as run_module
+from console import UserError
+from train import main
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "train.py"
+RECIPE: dict[str, Any] = {
+    "architecture": {"name": "resunet", "options": {"width": 2, "fusion_width": 2, "steps": 1}},
+    "inputs": ["optical", "dem"],
+    "loss": {"focal": {}},
+    "training": {
+        "patch_size": 16,
+        "batch_size": 2,
+        "epochs": 2,
+        "steps_per_epoch": 2,
+        "schedule": {"name": "plateau", "warmup_epochs": 1},
+    },
+}
+RUN_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tiles: Any) -> Path:
+    """The current directory, with a recipe `small.yaml` and the dataset `tiles/mine`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE))
+    folder = tmp_path / "tiles" / "mine"
+    folder.mkdir(parents=True)
+    for split, seed in (("train", 1), ("val", 2)):
+        write_tiles(folder / f"{split}.hdf5", regions=("HMA", "ALP", "HMA"), size=(24, 20), seed=seed)
+    return tmp_path
+
+
+def written() -> set[str]:
+    """Return the files of the rooms that training writes to, hidden ones included."""
+    return {str(path) for room in ("weights", "logs") for path in Path(room).rglob("*") if path.is_file()}
+
+
+def refused(*arguments: str) -> str:
+    before = {name: Path(name).read_bytes() for name in written()}
+    with pytest.raises(UserError) as raised:
+        main(list(arguments))
+    assert {name: Path(name).read_bytes() for name in written()} == before
+    return str(raised.value)
+
+
+def script(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+# From the command to the run
+
+
+def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "-r",
+        "small.yaml",
+        "--set",
+        "training.batch_size=3",
+        "--epochs",
+        "1",
+        "--regions",
+        "ALP",
+        "--seed",
+        "4",
+    ]
+    main(arguments)
+    assert written() == RUN_FILES
+    output = capsys.readouterr().out
+    printed, _, rest = output.partition("resunet:")
+    assert yaml.safe_load(printed)["training"]["batch_size"] == 3
+    for part in ("parameters", "2 steps of 3 patches", "expected memory", "epoch 1/1", "best epoch 1: val iou"):
+        assert part in rest
+    assert "python predict.py -n small" in rest
+
+    record = json.loads(Path("weights/small.json").read_text())
+    assert (record["epochs"], record["seed"], record["regions"]) == (1, 4, ["ALP"])
+    recorded = record["recipe"]["training"]
+    assert {key: value for key, value in recorded.items() if value is not None} == yaml.safe_load(printed)["training"]
+    assert record["command"] == " ".join(["python train.py", *arguments])
+    assert record["dataset"]["name"] == "mine"
+
+    message = refused(*arguments)
+    assert "'small' exists (weights/small.weights.h5)" in message and "-n" in message and "--overwrite" in message
+    main([*arguments[:-1], "5", "--overwrite"])
+    assert written() == RUN_FILES and json.loads(Path("weights/small.json").read_text())["seed"] == 5
+
+
+def test_help_says_what_is_read_and_written_and_is_quick(tmp_path: Path) -> None:
+    code = f"import runpy, sys; sys.argv = ['train.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    heavy = f"import atexit, sys; atexit.register(lambda: print('keras' in sys.modules)); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", heavy],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[-1] == "False"
+    text = done.stdout
+    for part in ("reads", "writes", "python train.py -m glavitu", "--overwrite", "--precision"):
+        assert part in text
+
+
+# Input that is wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["which model?", "-m glavitu"]),
+        (["-m", "glavito"], ["unknown recipe 'glavito'", "glavitu, ", "resunet, ", "setr, ", "transunet"]),
+        (["-r", "nothing"], ["unknown recipe 'nothing'", "glavitu"]),
+        (["-r", "demo", "-m", "resunet"], ["recipe demo is for glavitu, not resunet", "leave -m out"]),
+        (["-m", "glavitu", "--set", "training.batchsize=4"], ["training.batchsize", "'batch_size'"]),
+        (["-m", "glavitu", "--set", "training.batch_size=0"], ["training.batch_size", "received 0"]),
+        (["-m", "glavitu", "--set", "batch_size"], ["KEY=VALUE", "'batch_size'"]),
+        (["-m", "glavitu", "--epochs", "0"], ["training.epochs", "received 0"]),
+        (["-m", "glavitu", "--seed", "-1"], ["--seed", "received -1"]),
+        (["-m", "glavitu", "-n", "../mine"], ["name", "received '../mine'"]),
+        (["-r", "small.yaml", "--data", "other"], ["no dataset 'other'", "mine"]),
+        (["-r", "small.yaml", "--regions", "HMA", "XX"], ["no tile of region `XX`", "`ALP`, `HMA`"]),
+        (["-r", "small.yaml", "--set", "training.patch_size=15"], ["multiples of 2", "received 15", "is 16"]),
+        (["-r", "small.yaml", "--set", "architecture.name=unet"], ["unknown architecture 'unet'", "resunet, setr"]),
+        (["-r", "small.yaml", "--set", "architecture.options.depth=1"], ["no option depth", "width"]),
+        (["-r", "small.yaml", "--set", "inputs=[optical, sar]"], ["no modality `sar`", "it has", "`dem`", "`optical`"]),
+    ],
+)
+def test_wrong_arguments_are_answered(place: Path, arguments: list[str], parts: list[str]) -> None:
+    message = refused(*arguments)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("argument", [["--precision", "float64"], ["--epochs", "ten"], ["--unknown"]])
+def test_options_that_can_not_be_parsed_exit_with_2(argument: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["-m", "glavitu", *argument])
+    assert raised.value.code == 2 and argument[0] in capsys.readouterr().err
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_a_modality(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["t1/dem"]
+
+
+def all_nan(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["t2/dem"][:] = np.nan
+
+
+def with_class_7(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["t0/mask"][3, 4] = 7
+
+
+def empty(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in list(file):
+            del file[name]
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def text(path: Path) -> None:
+    path.write_text("glacier")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (truncate, ["can't be read as HDF5", "truncated"]),
+        (text, ["can't be read as HDF5"]),
+        (without_a_modality, ["tile 't1'", "no modality `dem`", "`optical`"]),
+        (all_nan, ["tile 't2'", "`dem` is NaN"]),
+        (with_class_7, ["tile 't0'", "class 7", "(1 pixels)", "0 background, 1 glacier, 255 ignore"]),
+        (empty, ["no tile in it"]),
+        (missing, ["has no train split", "train.hdf5 is missing"]),
+    ],
+)
+def test_tiles_that_can_not_be_trained_on_are_named(place: Path, spoil: Any, parts: list[str]) -> None:
+    spoil(place / "tiles" / "mine" / "train.hdf5")
+    message = refused("-r", "small.yaml")
+    for part in ["train.hdf5", *parts]:
+        assert part in message
+
+
+def test_without_tiles_the_message_says_which_command_makes_them(tmp_path: Path) -> None:
+    done = script(["-m", "glavitu", "--epochs", "1", "--set", "training.batch_size=2"], cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and "python prepare.py synthetic" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_several_datasets_are_listed(place: Path) -> None:
+    (place / "tiles" / "mine").rename(place / "tiles" / "b")
+    (place / "tiles" / "a").mkdir()
+    (place / "tiles" / "a" / "train.hdf5").touch()
+    assert "a, b" in refused("-r", "small.yaml")
+
+
+# What ends a run before its time
+
+
+def test_a_loss_that_is_not_finite_is_an_error_of_the_settings(place: Path) -> None:
+    message = refused("-r", "small.yaml", "--set", "training.optimiser.learning_rate=1e38")
+    assert "not finite" in message and "there are no weights yet" in message and "learning_rate=" in message
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_ctrl_c_says_what_is_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], epochs_before: int
+) -> None:
+    Path("weights").mkdir()
+    Path("weights/small.weights.h5").write_text("of a run before")
+    epoch = run_module.Run._epoch
+
+    def interrupted(self: run_module.Run, number: int) -> Any:
+        if number == epochs_before:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    monkeypatch.setattr(run_module.Run, "_epoch", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        main(["-r", "small.yaml", "--overwrite"])
+    assert raised.value.code == 130
+    said = capsys.readouterr().out
+    if epochs_before:
+        assert "the best weights are in weights/small.weights.h5" in said and written() == RUN_FILES
+        assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
+    else:
+        assert "no epoch was done" in said and written() == {"weights/small.weights.h5"}
+        assert Path("weights/small.weights.h5").read_text() == "of a run before"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "-r", "small.yaml", "--epochs", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 240
+        while not Path("weights/small.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 130, errors
+    assert "stopped by Ctrl-C: the best weights are in weights/small.weights.h5" in output
+    assert "Traceback" not in errors and written() == RUN_FILES
+    assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of a file's size")
+def test_a_disk_that_takes_no_more_ends_the_run_with_a_message(place: Path) -> None:
+    """A limit of the size of files stands for the full disk: HDF5 alone would end the process with a signal."""
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+    limited += f"sys.argv = ['train.py', '-r', 'small.yaml']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert written() == {"logs/small.csv"}
+
+
+@pytest.mark.parametrize("room", ["weights", "logs"])
+def test_a_full_disk_is_an_operating_system_error(place: Path, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+    def epoch(self: run_module.Run, number: int) -> tuple[dict[str, Any], float]:
+        return {"epoch": 1, "loss": 1.0, "val_loss": 1.0, "learning_rate": 1.0}, 0.5
+
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.parent.name == room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(run_module.Run, "_epoch", epoch)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(["-r", "small.yaml"])
+    assert written() == ({"logs/small.csv"} if room == "weights" else set())
