@@ -308,7 +308,7 @@ class Run:
         best = Best(epoch=epoch, monitor=self.best.monitor, score=None if math.isnan(score) else score)
         with replacing(weights_path(self.name, self.weights)) as path:
             _claim(path, _weights_size(self.plan.model))
-            self.plan.model.save_weights(path)
+            keras.saving.save_weights(self.plan.model, path, objects_to_skip=[self.plan.model.optimizer])
             self._save_record("running", best)
         self.best = best
 
@@ -371,7 +371,7 @@ class Run:
 
 def _weights_size(model: keras.Model) -> int:
     """Return no less than the bytes of a weights file: the values, and what HDF5 adds to each variable."""
-    return 2**16 + sum(4 * math.prod(variable.shape) + 2**13 for variable in model.variables)
+    return 2**16 + sum(4 * math.prod(variable.shape) + 2**12 for variable in model.variables)
 
 
 def _claim(path: Path, size: int) -> None:
