@@ -63,7 +63,10 @@ def main(arguments: list[str]) -> None:
         else:
             _bands(folder, options, command)
     _summarise(find_dataset(options.name, TILES).splits)
-    print(f"\nwrote {TILES / options.name}/; next: python train.py --help")
+    next_command = ["python", "train.py", "-m", "glavitu", "--data", options.name]
+    if options.command == "bands":
+        next_command += ["--set", f"inputs=[{options.modality}]"]
+    print(f"\nwrote {TILES / options.name}/; next: {shlex.join(next_command)}")
 
 
 def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
