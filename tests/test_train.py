@@ -264,7 +264,14 @@ def test_ctrl_c_says_what_is_kept(
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
 def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
     command = [sys.executable, str(SCRIPT), "-r", "small.yaml", "--epochs", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell that starts the tests in the background makes its children ignore the signal: undo that.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 240
         while not Path("weights/small.json").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
