@@ -21,7 +21,7 @@ class Augmentation(BaseModel):
     `flip_vertical`, `flip_horizontal`: mirror rows or columns. `rotate`: a quarter, half or three-quarter turn.
     `crop`: cut a square window of `crop_scale` (smallest, largest) times the side and rescale it to the full side.
     `jitter`: every band x becomes x · (1 + g) + s with g and s drawn from normal distributions of standard deviations
-    `jitter_gain` and `jitter_shift`, in units of the scaled values.
+    `jitter_gain` and `jitter_shift`, in units of the scaled values; pixels without data, 0 in every band, stay 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,6 +60,9 @@ def augment(
     size = max(1, round(side * random.uniform(*settings.crop_scale)))
     top, left = random.integers(0, side - size + 1, size=2)
 
+    # Before the crop, whose interpolation blurs the edge between data and nodata.
+    if jittered < settings.jitter:
+        inputs = {name: _jitter(x, settings, random) for name, x in inputs.items()}
     if cropped < settings.crop and size < side:
         inputs = {name: _rescale(x[top : top + size, left : left + size], side) for name, x in inputs.items()}
         nearest = ((np.arange(side) + 0.5) * size / side).astype(int)  # the pixel under each target's centre
@@ -70,14 +73,13 @@ def augment(
         inputs, mask = {name: x[:, ::-1] for name, x in inputs.items()}, mask[:, ::-1]
     if turned < settings.rotate:
         inputs, mask = {name: np.rot90(x, turns) for name, x in inputs.items()}, np.rot90(mask, turns)
-    if jittered < settings.jitter:
-        inputs = {name: _jitter(x, settings, random) for name, x in inputs.items()}
     return inputs, mask
 
 
 def _jitter(x: NDArray[np.float32], settings: Augmentation, random: np.random.Generator) -> NDArray[np.float32]:
     gain, shift = random.standard_normal((2, x.shape[-1])).astype(np.float32)
-    return x * (1 + settings.jitter_gain * gain) + settings.jitter_shift * shift
+    changed = x * (1 + settings.jitter_gain * gain) + settings.jitter_shift * shift
+    return np.where(x.any(axis=-1, keepdims=True), changed, 0)
 
 
 def _rescale(x: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -50,6 +50,20 @@ def test_all_eight_symmetries_are_equally_likely() -> None:
     assert min(seen.values()) > 130 and max(seen.values()) < 270  # 200 each, five standard deviations
 
 
+def test_jitter_changes_bands_each_by_a_line_and_leaves_pixels_without_data() -> None:
+    data = INPUTS["place"].copy()
+    data[3:6, 2:4] = 0.0
+    settings = Augmentation(jitter=1.0, jitter_gain=0.3, jitter_shift=0.5)
+    inputs, mask = augment({"place": data}, PIXEL, settings, np.random.default_rng(1))
+    np.testing.assert_array_equal(mask, PIXEL)
+    assert not inputs["place"][3:6, 2:4].any()
+    seen = data.any(axis=-1)
+    lines = [np.polyfit(data[seen][:, band], inputs["place"][seen][:, band], 1) for band in range(2)]
+    for band, line in enumerate(lines):
+        np.testing.assert_allclose(np.polyval(line, data[seen][:, band]), inputs["place"][seen][:, band], atol=1e-5)
+    assert np.abs(lines[0] - lines[1]).min() > 1e-3  # each band has a line of its own
+
+
 @pytest.mark.parametrize(
     ("field", "expected"),
     [("flip_vertical", [PIXEL[::-1]]), ("flip_horizontal", [PIXEL[:, ::-1]])]
