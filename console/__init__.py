@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -110,9 +111,18 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the ending of `path`: libraries choose a format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{time.monotonic_ns()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{time.monotonic_ns()}.{path.name}")  # `remove_leftovers` knows it
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(*paths: Path) -> None:
+    """Delete the temporary siblings of `paths` that processes left which were killed while they were writing."""
+    for path in paths:
+        name = re.compile(rf"\.\d+-\d+\.{re.escape(path.name)}")
+        for sibling in path.parent.glob(".*"):
+            if name.fullmatch(sibling.name):
+                sibling.unlink(missing_ok=True)

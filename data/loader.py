@@ -128,6 +128,7 @@ class TrainingPatches(_Batches):
         augmentation: What is done to patches.
         workers: Threads that cut and augment.
         unknown_region: Probability that a patch's region is withheld from the `location` input.
+        first: Batches to leave out at the start, for an epoch that goes on in its middle.
     """
 
     def __init__(
@@ -141,17 +142,19 @@ class TrainingPatches(_Batches):
         augmentation: Augmentation,
         workers: int = 1,
         unknown_region: float = 0.0,
+        first: int = 0,
     ) -> None:
         super().__init__(source, outputs, workers)
         self.batch, self.steps, self.seed, self.epoch = batch, steps, seed, epoch
-        self.augmentation, self.unknown_region = augmentation, unknown_region
+        self.augmentation, self.unknown_region, self.first = augmentation, unknown_region, first
 
     def __len__(self) -> int:
-        """Return the batches in the epoch."""
-        return self.steps
+        """Return the batches in the epoch, from the first on."""
+        return self.steps - self.first
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return batch `index`."""
+        """Return batch `index` after the first."""
+        index += self.first
         return self._batch(range(index * self.batch, (index + 1) * self.batch))
 
     def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 import training.run as run_module
 from console import UserError
@@ -37,6 +38,7 @@ RECIPE: dict[str, Any] = {
     },
 }
 RUN_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"}
+STATE = "weights/small.resume/state.h5"
 
 
 @pytest.fixture
@@ -254,11 +256,41 @@ def test_ctrl_c_says_what_is_kept(
     assert raised.value.code == 130
     said = capsys.readouterr().out
     if epochs_before:
-        assert "the best weights are in weights/small.weights.h5" in said and written() == RUN_FILES
+        assert "the best weights are in weights/small.weights.h5" in said and written() == RUN_FILES | {STATE}
         assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
     else:
-        assert "no epoch was done" in said and written() == {"weights/small.weights.h5"}
+        assert "no epoch was done" in said and written() == {"weights/small.weights.h5", STATE}
         assert Path("weights/small.weights.h5").read_text() == "of a run before"
+
+
+def test_resume_goes_on_as_the_run_was_started(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = run_module.Run._epoch
+
+    def interrupted(self: run_module.Run, number: int) -> Any:
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run_module.Run, "_epoch", interrupted)
+        main(["-r", "small.yaml", "--seed", "5"])
+    assert "python train.py -n small --resume" in capsys.readouterr().out
+    assert "--resume to go on with it" in refused("-r", "small.yaml")
+    assert "batch_size: 2 in the run, 1 now" in refused("-n", "small", "--resume", "--set", "training.batch_size=1")
+    assert "seed: 5 in the run, 0 now" in refused("-r", "small.yaml", "--resume", "--seed", "0")
+    assert "no run 'other' to resume" in refused("-n", "other", "--resume")
+    assert "give one of them" in refused("-n", "small", "--resume", "--overwrite")
+
+    main(["-n", "small", "--resume"])
+    assert "resumes after epoch 1" in capsys.readouterr().out
+    record = json.loads(Path("weights/small.json").read_text())
+    assert (record["seed"], record["stopped"], record["epochs"]) == (5, "finished", 2)
+    assert record["command"] == "python train.py -r small.yaml --seed 5" and written() == RUN_FILES
+
+    main(["-n", "small", "--resume"])
+    assert "done after 2 epochs: there is nothing to resume" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
@@ -283,7 +315,7 @@ def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
             raise
     assert process.returncode == 130, errors
     assert "stopped by Ctrl-C: the best weights are in weights/small.weights.h5" in output
-    assert "Traceback" not in errors and written() == RUN_FILES
+    assert "Traceback" not in errors and written() == RUN_FILES | {STATE}
     assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
 
 
@@ -296,13 +328,13 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_a_message(place: Path) -> N
     done = subprocess.run([sys.executable, "-c", limited], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
-    assert written() == {"logs/small.csv"}
+    assert written() == set()
 
 
 @pytest.mark.parametrize("room", ["weights", "logs"])
 def test_a_full_disk_is_an_operating_system_error(place: Path, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
-    def epoch(self: run_module.Run, number: int) -> tuple[dict[str, Any], float]:
-        return {"epoch": 1, "loss": 1.0, "val_loss": 1.0, "learning_rate": 1.0}, 0.5
+    def epoch(self: run_module.Run, number: int) -> tuple[dict[str, Any], float, NDArray[np.int64]]:
+        return {"epoch": 1, "loss": 1.0, "val_loss": 1.0, "learning_rate": 1.0}, 0.5, np.ones((2, 2), np.int64)
 
     replace = os.replace
 
@@ -315,4 +347,4 @@ def test_a_full_disk_is_an_operating_system_error(place: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         main(["-r", "small.yaml"])
-    assert written() == ({"logs/small.csv"} if room == "weights" else set())
+    assert written() == ({"logs/small.csv", STATE} if room == "weights" else {STATE})

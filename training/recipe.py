@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,13 +146,18 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, received {type(content).__name__}")
     content.setdefault("name", path.stem)
+    return parse_recipe(content, str(path), changes)
+
+
+def parse_recipe(content: dict[str, Any], source: str, changes: Sequence[str] = ()) -> Recipe:
+    """Validate `content` with `key=value` changes; `source` stands in front of messages.
+
+    Raises:
+        UserError: Names every wrong key.
+    """
+    content = copy.deepcopy(content)
     for change in changes:
         _set(content, change)
-    return parse_recipe(content, str(path))
-
-
-def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
-    """Validate `content`; `source` stands in front of the message. Raises `UserError` naming every wrong key."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -41,13 +41,17 @@ class ClassRecord(BaseModel):
 
 
 class Best(BaseModel):
-    """The epoch (from 1) whose weights were kept, and its score on the validation split."""
+    """The epoch (from 1) whose weights were kept, its score and its confusion counts on the validation split.
+
+    `confusion`: pixels by reference class (rows) and predicted class (columns).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int
     monitor: str
     score: float | None
+    confusion: tuple[tuple[int, ...], ...] | None = None
 
 
 class Record(BaseModel):

@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import math
+import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import psutil
+from keras import ops
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import architectures
-from console import UserError, progress, replacing, warn
+from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from evaluation.scores import counts
@@ -36,10 +43,23 @@ from training.record import (
     describe_dataset,
     now,
     package_versions,
+    record_path,
     save_record,
     weights_path,
 )
 from training.schedules import Patience, rate_of
+from training.state import (
+    Origin,
+    State,
+    Waiting,
+    changing_variables,
+    differences,
+    load_state,
+    remove_state,
+    restore,
+    save_state,
+    state_path,
+)
 
 _SHOWN_PROBLEMS = 20
 
@@ -57,6 +77,7 @@ class Plan:
     precision: str
     seed: int
     regions: tuple[str, ...]
+    asked_regions: tuple[str, ...]
     steps: int
     memory: float
 
@@ -155,6 +176,7 @@ def plan(
         precision=chosen,
         seed=seed,
         regions=known_regions,
+        asked_regions=tuple(sorted(regions)),
         steps=recipe.training.steps(sources["train"].whole_patches),
         memory=training_memory(model, recipe.training.batch_size, chosen),
     )
@@ -165,21 +187,44 @@ def _is_scaled(file: TileFile) -> bool:
 
 
 class _Steps(keras.callbacks.Callback):
-    """Shows the steps of an epoch and stops it when the loss is no longer finite."""
+    """What happens between the steps of an epoch: the bar, the watch over the loss, states to resume from.
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    Args:
+        bar: Shows the steps; its count starts at `first`.
+        first: Batches of the epoch that were done before.
+        total: Batches of the whole epoch.
+        restore: Called when metrics have been reset, to bring back the sums of an epoch that goes on in its middle.
+        pause: Called after each batch but the epoch's last, with the batches done.
+    """
+
+    def __init__(
+        self,
+        bar: tqdm[Any],
+        first: int,
+        total: int,
+        restore: Callable[[], None] | None,
+        pause: Callable[[int], None],
+    ) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.first, self.total, self.restore, self.pause = bar, first, total, restore, pause
         self.bad_step: int | None = None
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Bring back the sums of losses and metrics: `fit` has reset them just before."""
+        if self.restore is not None:
+            self.restore()
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Advance the bar."""
+        """Advance the bar, look at the loss, give the run its chance to save."""
         loss = float((logs or {})["loss"])
+        done = self.first + batch + 1
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.bar.update()
         if not math.isfinite(loss):
-            self.bad_step = batch + 1
+            self.bad_step = done
             self.model.stop_training = True
+        elif done < self.total:
+            self.pause(done)
 
 
 class Run:
@@ -187,23 +232,49 @@ class Run:
 
     Args:
         plan: What to train, on what.
-        name: Name of the run: `weights/NAME.weights.h5`, `weights/NAME.json`, `logs/NAME.csv`.
+        name: Name of the run: `weights/NAME.weights.h5`, `weights/NAME.json`, `weights/NAME.resume/`, `logs/NAME.csv`.
         command: The command that asked for it, for the record.
         weights: Folder of weights and records.
         logs: Folder of logs.
+        resume: Go on where the state of the run stands, if it has one; else from the start.
+        save_every_s: Seconds between states in the middle of an epoch; every epoch's end saves one.
+
+    Raises:
+        UserError: The state to resume is of a run with another recipe, data, seed, precision or backend.
     """
 
-    def __init__(self, plan: Plan, name: str, *, command: str = "", weights: Path = WEIGHTS, logs: Path = LOGS) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        name: str,
+        *,
+        command: str = "",
+        weights: Path = WEIGHTS,
+        logs: Path = LOGS,
+        resume: bool = False,
+        save_every_s: float = 900.0,
+    ) -> None:
         self.plan, self.name, self.command = plan, name, command
         self.weights, self.log = weights, logs / f"{name}.csv"
+        self.save_every_s = save_every_s
         training = plan.recipe.training
-        self.rate = rate_of(training.schedule, training.optimiser.learning_rate, plan.steps, training.epochs)
+        schedule = training.schedule
+        self.rate = rate_of(schedule, training.optimiser.learning_rate, plan.steps, training.epochs)
+        self.plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0)
+        self.stopping = Patience()
         self.confusions = {
             output: ConfusionMatrix(len(plan.train.file.classes), name=f"{output}_counts") for output in plan.outputs
         }
         self.rows: list[dict[str, Any]] = []
         self.best = Best(epoch=0, monitor=training.monitor, score=None)
-        self.dataset = describe_dataset(plan.dataset, ("train", "val"))
+        self.batch = 0
+        self.started = time.monotonic()
+        self.saved = self.started
+        self.interrupted = False
+        self.origin = origin_of(plan)
+        state = load_state(name, weights) if resume else None
+        if state:
+            self._continue(state)
         loss = SegmentationLoss(plan.recipe.loss)
         plan.model.compile(
             optimizer=_optimiser(plan.recipe, self.rate),
@@ -211,40 +282,90 @@ class Run:
             loss_weights={output: plan.recipe.output_weights.get(output, 1.0) for output in plan.outputs},
             metrics={output: [confusion] for output, confusion in self.confusions.items()},
         )
+        plan.model.optimizer.build(plan.model.trainable_variables)
+        if state:
+            restore(changing_variables(plan.model, metrics=False), name, weights, more=state.batch > 0)
+
+    def _continue(self, state: State) -> None:
+        """Take over what `state` says, but its variables."""
+        if lines := differences(state.origin, self.origin):
+            raise UserError(
+                "\n  ".join([f"run {self.name!r} was started otherwise:", *lines])
+                + f"\n`python train.py -n {self.name} --resume` goes on as it was started; "
+                "another name (-n) or --overwrite starts anew"
+            )
+        if state.origin.versions != self.origin.versions:
+            warn(f"run {self.name!r} was started with {state.origin.versions}: results can differ in the last bits")
+        self.rate.factor = state.rate_factor
+        for patience, waiting in ((self.plateau, state.plateau), (self.stopping, state.stopping)):
+            patience.best, patience.waited = waiting.best, waiting.waited
+        self.command = state.command
+        self.rows, self.best, self.batch = list(state.rows), state.best, state.batch
+        self.started = time.monotonic() - state.seconds
+
+    def _save_state(self, batch: int = 0) -> None:
+        """Save where the run stands, `batch` batches after its last whole epoch."""
+        sync = getattr(self.plan.model, "jax_state_sync", None)  # on JAX, `fit` keeps the variables elsewhere
+        if sync is not None:
+            sync()
+        state = State(
+            origin=self.origin,
+            command=self.command,
+            epoch=len(self.rows),
+            batch=batch,
+            seconds=time.monotonic() - self.started,
+            rate_factor=self.rate.factor,
+            plateau=Waiting(best=self.plateau.best, waited=self.plateau.waited),
+            stopping=Waiting(best=self.stopping.best, waited=self.stopping.waited),
+            best=self.best,
+            rows=tuple(self.rows),
+        )
+        save_state(state, changing_variables(self.plan.model, metrics=batch > 0), self.name, self.weights)
+        self.batch, self.saved = batch, time.monotonic()
+
+    def _pause(self, batch: int) -> None:
+        """Save a state in the middle of an epoch if it is time; after Ctrl-C save one and stop."""
+        if self.interrupted or time.monotonic() - self.saved >= self.save_every_s:
+            self._save_state(batch)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def train(self) -> Record:
         """Train to the end of the schedule and return the record; the best weights are on disk at every moment.
 
-        Ctrl-C ends the run after saving the record and is raised again.
+        Ctrl-C ends the run after the step, with record and state saved, and is raised again; a second one ends it at
+        once. A killed run goes on with `resume=True` to the same weights and the same log, on a CPU to the bit.
 
         Raises:
             UserError: The loss stopped being finite; weights, record and log of the epochs before are kept.
         """
-        recipe, plan = self.plan.recipe, self.plan
-        training = recipe.training
-        schedule = training.schedule
-        plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0)
-        stopping = Patience()
-        started = time.monotonic()
+        remove_leftovers(
+            weights_path(self.name, self.weights),
+            record_path(self.name, self.weights),
+            state_path(self.name, self.weights),
+            self.log,
+        )
+        training = self.plan.recipe.training
+        if self.rows:
+            self._write_log()  # a killed run can have logged an epoch that its state does not know
+        if not self.rows and not self.batch:
+            self._save_state()
+        stopped: Literal["finished", "early"] = "finished"
         try:
-            for epoch in range(training.epochs):
-                row, score = self._epoch(epoch)
-                waited = stopping.wait(score)
-                self._log(row)
-                if waited == 0 or self.best.epoch == 0:
-                    self._keep(epoch + 1, score)
-                self._report(epoch + 1, row, score, time.monotonic() - started)
-                if isinstance(schedule, Plateau) and plateau.wait(score) >= schedule.patience:
-                    plateau.waited = 0
-                    self.rate.factor *= schedule.factor
-                    plan.model.make_train_function(force=True)
-                if training.stop_patience and waited >= training.stop_patience:
-                    return self._save_record("early")
+            with self._interruptible():
+                while len(self.rows) < training.epochs:
+                    if training.stop_patience and self.stopping.waited >= training.stop_patience:
+                        stopped = "early"
+                        break
+                    if self.interrupted:
+                        raise KeyboardInterrupt
+                    self._whole_epoch(len(self.rows))
         except KeyboardInterrupt:
             if self.best.epoch:
                 self._save_record("interrupted")
             raise
         except FloatingPointError as error:
+            remove_state(self.name, self.weights)  # it would only lead here again
             if self.best.epoch:
                 self._save_record("loss not finite")
             kept = (
@@ -255,10 +376,49 @@ class Run:
             raise UserError(
                 f"{error}; {kept}. Try a lower rate (--set training.optimiser.learning_rate=…) or --precision float32"
             ) from None
-        return self._save_record("finished")
+        record = self._save_record(stopped)
+        remove_state(self.name, self.weights)
+        return record
 
-    def _epoch(self, epoch: int) -> tuple[dict[str, Any], float]:
-        """Train and validate one epoch (from 0); return its row of the log and the monitored score."""
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C wait for the end of the step; signals reach the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            print("\nCtrl-C: stopping after this step (once more: at once)", file=sys.stderr, flush=True)
+
+        former = signal.getsignal(signal.SIGINT)
+        if former is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+    def _whole_epoch(self, epoch: int) -> None:
+        """Train and validate epoch `epoch` (from 0), then log it, keep it if it is the best, and save the state."""
+        schedule = self.plan.recipe.training.schedule
+        row, score, confusion = self._epoch(epoch)
+        waited = self.stopping.wait(score)
+        if isinstance(schedule, Plateau) and self.plateau.wait(score) >= schedule.patience:
+            self.plateau.waited = 0
+            self.rate.factor *= schedule.factor
+            self.plan.model.make_train_function(force=True)
+        self.rows.append(row)
+        self._write_log()
+        if waited == 0 or self.best.epoch == 0:
+            self._keep(epoch + 1, score, confusion)
+        self._save_state()
+        self._report(epoch + 1, row, score, time.monotonic() - self.started)
+
+    def _epoch(self, epoch: int) -> tuple[dict[str, Any], float, NDArray[np.int64]]:
+        """Train and validate one epoch (from 0); return its row of the log, the monitored score, confusion counts."""
         plan, model = self.plan, self.plan.model
         training = plan.recipe.training
         patches = TrainingPatches(
@@ -271,9 +431,11 @@ class Run:
             plan.recipe.augmentation,
             training.workers,
             plan.recipe.unknown_region,
+            first=self.batch,
         )
         bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
-        steps = _Steps(bar)
+        bar.update(self.batch)
+        steps = _Steps(bar, self.batch, plan.steps, self._restore_sums if self.batch else None, self._pause)
         try:
             history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
         finally:
@@ -301,11 +463,30 @@ class Run:
             for output, matrix in matrices.items():
                 row[f"{prefix}{output}_loss"] = logs.get(f"{output}_loss", logs["loss"])
                 row |= epoch_scores(matrix, f"{prefix}{output}", plan.scored_classes)
-        return row, float(getattr(counts(val_matrices["output"], plan.glacier), training.monitor))
+        confusion = val_matrices["output"]
+        return row, float(getattr(counts(confusion, plan.glacier), training.monitor)), confusion
 
-    def _keep(self, epoch: int, score: float) -> None:
+    def _restore_sums(self) -> None:
+        """Bring back the variables of the state with the sums of losses and metrics.
+
+        Keras makes those sums when it first sees labels and outputs: it is shown some, which are reset by `restore`.
+        """
+        model, patch = self.plan.model, self.plan.recipe.training.patch_size
+        labels = {output: np.zeros((1, patch, patch), np.int32) for output in model.output}
+        outputs = {output: np.full((1, *tensor.shape[1:]), 0.5, np.float32) for output, tensor in model.output.items()}
+        labels, outputs = (keras.tree.map_structure(ops.convert_to_tensor, arrays) for arrays in (labels, outputs))
+        model.compute_loss(y=labels, y_pred=outputs)
+        model.compute_metrics(None, labels, outputs)
+        restore(changing_variables(model, metrics=True), self.name, self.weights)
+
+    def _keep(self, epoch: int, score: float, confusion: NDArray[np.int64]) -> None:
         """Save the weights of the best epoch so far with the record: both, or on any error neither."""
-        best = Best(epoch=epoch, monitor=self.best.monitor, score=None if math.isnan(score) else score)
+        best = Best(
+            epoch=epoch,
+            monitor=self.best.monitor,
+            score=None if math.isnan(score) else score,
+            confusion=tuple(tuple(map(int, row)) for row in confusion),
+        )
         with replacing(weights_path(self.name, self.weights)) as path:
             _claim(path, _weights_size(self.plan.model))
             keras.saving.save_weights(self.plan.model, path, objects_to_skip=[self.plan.model.optimizer])
@@ -328,11 +509,11 @@ class Run:
             statistics=plan.train.statistics.to_json() if plan.train.statistics else None,
             regions=plan.regions,
             location=plan.recipe.location,
-            dataset=self.dataset,
+            dataset=self.origin.dataset,
             recipe=plan.recipe.model_dump(mode="json"),
             command=self.command,
-            versions=package_versions(),
-            backend=keras.backend.backend(),
+            versions=self.origin.versions,
+            backend=self.origin.backend,
             precision=plan.precision,
             seed=plan.seed,
             parameters=plan.model.count_params(),
@@ -344,11 +525,10 @@ class Run:
         save_record(record, self.weights)
         return record
 
-    def _log(self, row: dict[str, Any]) -> None:
-        """Add `row` and write the log anew, whole."""
-        self.rows.append(row)
+    def _write_log(self) -> None:
+        """Write the log anew, whole."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row))
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
         with replacing(self.log) as path:
@@ -367,6 +547,20 @@ class Run:
             f"{_duration(seconds)}, at most {_duration(left)} left",
             flush=True,
         )
+
+
+def origin_of(plan: Plan) -> Origin:
+    """Return what a run of `plan` is started with."""
+    return Origin(
+        recipe=plan.recipe.model_dump(mode="json"),
+        dataset=describe_dataset(plan.dataset, ("train", "val")),
+        regions=plan.asked_regions,
+        held_out=(),
+        seed=plan.seed,
+        precision=plan.precision,
+        backend=keras.backend.backend(),
+        versions=package_versions(),
+    )
 
 
 def _weights_size(model: keras.Model) -> int:

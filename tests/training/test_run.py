@@ -136,6 +136,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 RUN_FILES = {"weights/mine.weights.h5", "weights/mine.json", "logs/mine.csv"}
+STATE_FILE = "weights/mine.resume/state.h5"
 
 
 def restored(record: Record, folder: Path) -> keras.Model:
@@ -335,10 +336,10 @@ def test_a_plateau_lowers_the_rate_of_the_compiled_step(
     weights = [prepared.model.get_weights()]
     epoch = Run._epoch
 
-    def without_gain(self: Run, number: int) -> tuple[dict[str, Any], float]:
-        row, _ = epoch(self, number)
+    def without_gain(self: Run, number: int) -> tuple[dict[str, Any], float, NDArray[np.int64]]:
+        row, _, confusion = epoch(self, number)
         weights.append(prepared.model.get_weights())
-        return row, 0.5
+        return row, 0.5, confusion
 
     monkeypatch.setattr(Run, "_epoch", without_gain)
     run_of(prepared, tmp_path).train()
@@ -353,11 +354,11 @@ def test_a_plateau_lowers_the_rate_of_the_compiled_step(
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     """Let epochs do nothing but set every weight to their number and return these scores."""
 
-    def epoch(self: Run, number: int) -> tuple[dict[str, Any], float]:
+    def epoch(self: Run, number: int) -> tuple[dict[str, Any], float, NDArray[np.int64]]:
         for variable in self.plan.model.trainable_variables:
             variable.assign(np.full(variable.shape, number + 1))
         row = {"epoch": number + 1, "loss": 1.0, "val_loss": 1.0, "learning_rate": float(self.rate(10**6))}
-        return row, scores[number]
+        return row, scores[number], np.ones((2, 2), np.int64)
 
     monkeypatch.setattr(Run, "_epoch", epoch)
 
@@ -451,9 +452,9 @@ def test_ctrl_c_keeps_the_best_weights_and_the_record(
     with pytest.raises(KeyboardInterrupt):
         run_of(planned(folder), tmp_path).train()
     if step < 3:
-        assert files_in(tmp_path) == set()
+        assert files_in(tmp_path) == {STATE_FILE}
     else:
-        assert files_in(tmp_path) == RUN_FILES
+        assert files_in(tmp_path) == RUN_FILES | {STATE_FILE}
         record = load_record("mine", tmp_path / "weights")
         assert (record.stopped, record.epochs, record.best.epoch) == ("interrupted", 1, 1)
 
@@ -470,7 +471,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def keep_on_a_full_disk(self: Run, epoch: int, score: float) -> None:
+    def keep_on_a_full_disk(self: Run, epoch: int, score: float, confusion: NDArray[np.int64]) -> None:
         if epoch == 2:
             if target == "weights":
                 monkeypatch.setattr(keras.saving, "save_weights", full)
@@ -478,13 +479,13 @@ def test_a_full_disk_leaves_nothing_half_written(
                 monkeypatch.setattr(run_module, "save_record", full)
             else:
                 monkeypatch.setattr(os, "replace", full)
-        keep(self, epoch, score)
+        keep(self, epoch, score, confusion)
 
     monkeypatch.setattr(Run, "_keep", keep_on_a_full_disk)
     with pytest.raises(OSError, match="No space left"):
         run_of(prepared, tmp_path).train()
     monkeypatch.setattr(os, "replace", replace)
-    assert files_in(tmp_path) == RUN_FILES
+    assert files_in(tmp_path) == RUN_FILES | {STATE_FILE}
     record = load_record("mine", tmp_path / "weights")
     assert record.best.epoch == 1
     assert (restored(record, tmp_path).trainable_variables[0].numpy() == 1).all()
