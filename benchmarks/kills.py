@@ -196,12 +196,12 @@ def killed(tiles: Path, folder: Path, case: Case, kills: Iterator[Kill]) -> int:
 
 
 def random_kills(rng: random.Random, seconds: float, count: int) -> Iterator[Kill]:
-    """Yield `count` kills: half within `seconds` of training, half around a file operation."""
+    """Yield `count` kills: half within half of the `seconds` that a run takes, half around a file operation."""
     for _ in range(count):
         if rng.random() < 0.5:
-            yield Kill(None, rng.uniform(0, seconds))
+            yield Kill(None, rng.uniform(0, seconds / 2))
         else:
-            yield Kill(rng.randrange(16), rng.choice([0.0, rng.uniform(0, 0.02)]))
+            yield Kill(rng.randrange(10), rng.choice([0.0, rng.uniform(0, 0.02)]))
 
 
 def _context() -> Any:

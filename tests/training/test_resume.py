@@ -45,7 +45,7 @@ def test_random_kills_are_what_was_asked_for() -> None:
     moments = list(kills.random_kills(random.Random(0), 2.0, 40))
     assert len(moments) == 40
     assert {kill.event is None for kill in moments} == {True, False}
-    assert all(0 <= kill.delay_s <= 2 for kill in moments)
+    assert all(0 <= kill.delay_s <= 1 for kill in moments)
 
 
 class _Stop(BaseException):
