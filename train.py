@@ -6,6 +6,7 @@ writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's r
 copy    python train.py -m glavitu
         python train.py -m resunet -n mine --data synthetic --epochs 20 --set training.batch_size=2
         python train.py -n mine --resume      (after a kill or Ctrl-C: to the same weights and log)
+        python train.py -m resunet --folds 5  (cross-validation: runs NAME-fold1 …, reports/NAME/folds.csv)
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import console
 from console import UserError
+
+if TYPE_CHECKING:
+    from data.tiles import Dataset
+    from training.recipe import Recipe
+    from training.record import Record
 
 
 def main(arguments: list[str]) -> None:
@@ -47,6 +54,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--save-every", type=float, default=15.0, metavar="MINUTES", help="save a state this often within long epochs"
     )
+    parser.add_argument("--folds", type=int, metavar="N", help="cross-validate over the train and val tiles in N folds")
+    parser.add_argument(
+        "--folds-by",
+        choices=["tiles", "blocks", "regions"],
+        help="what a fold holds out: shuffled tiles (default), spatial blocks, or regions (without --folds: each)",
+    )
+    parser.add_argument(
+        "--block-m", type=float, metavar="METRES", help="side of a spatial block (default: 4 × the largest tile's side)"
+    )
     options = parser.parse_args(arguments)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
@@ -54,25 +70,50 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--save-every takes minutes above 0; received {options.save_every}")
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UserError(f"--seed takes a whole number from 0 to {2**32 - 1}; received {options.seed}")
-
-    import yaml
+    if options.block_m is not None and options.folds_by != "blocks":
+        raise UserError("--block-m is the size of the blocks of --folds-by blocks: give both")
 
     from data.tiles import find_dataset
 
     console.import_keras()
-    from training.recipe import load_recipe, parse_recipe
-    from training.record import load_record, record_path, run_names, weights_path
-    from training.state import load_state, resume_path
+    from training.recipe import load_recipe
 
     changes = options.set + ([f"training.epochs={options.epochs}"] if options.epochs is not None else [])
-    asked = load_recipe(options.recipe or options.model, changes) if options.recipe or options.model else None
-    name = options.name or options.model or (asked.name if asked else None)
+    recipe = load_recipe(options.recipe or options.model, changes) if options.recipe or options.model else None
+    name = options.name or options.model or (recipe.name if recipe else None)
     if name is None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE, or -n NAME --resume")
-    if options.recipe and options.model and asked and asked.architecture.name != options.model:
-        raise UserError(f"recipe {asked.name} is for {asked.architecture.name}, not {options.model}: leave -m out")
+    if options.recipe and options.model and recipe and recipe.architecture.name != options.model:
+        raise UserError(f"recipe {recipe.name} is for {recipe.architecture.name}, not {options.model}: leave -m out")
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
+    command = shlex.join(["python", "train.py", *arguments])
+    if options.folds is None and options.folds_by is None:
+        dataset = find_dataset(options.data) if options.data or not options.resume else None
+        _train(name, recipe, dataset, options, changes, command)
+    else:
+        if recipe is None:
+            raise UserError("--folds needs -m ARCHITECTURE or -r RECIPE, with --resume too")
+        _cross_validate(name, recipe, find_dataset(options.data), options, changes, command)
+
+
+def _train(
+    name: str,
+    recipe: Recipe | None,
+    dataset: Dataset | None,
+    options: argparse.Namespace,
+    changes: list[str],
+    command: str,
+) -> Record:
+    """Train run `name`, or go on with it as it was started in all that is not given; return its record."""
+    import yaml
+
+    from data.tiles import find_dataset
+    from training.recipe import parse_recipe
+    from training.record import load_record, record_path, run_names, weights_path
+    from training.run import Run, plan
+    from training.state import load_state, resume_path
+
     state = None if options.overwrite else load_state(name)
     there = next((path for path in (weights_path(name), resume_path(name)) if path.exists()), None)
     if there and not options.overwrite and not options.resume:
@@ -83,30 +124,24 @@ def main(arguments: list[str]) -> None:
         if record.stopped not in ("finished", "early"):
             raise UserError(f"run {name!r} has weights but no state to resume from: start it anew with --overwrite")
         print(f"run {name!r} is done after {record.epochs} epochs: there is nothing to resume")
-        return
-    before = state.origin if state and options.resume else None
-
-    if asked:
-        recipe = asked
-    elif before:
+        return record
+    before = state.origin if state else None
+    if recipe is None:
+        if before is None:
+            raise UserError(f"there is no run {name!r} to resume: give -m ARCHITECTURE or -r RECIPE to start one")
         recipe = parse_recipe(before.recipe, f"the state of run {name!r}", changes)
-    else:
-        raise UserError(f"there is no run {name!r} to resume: give -m ARCHITECTURE or -r RECIPE to start one")
-    if before and options.data is None:
-        dataset = find_dataset(before.dataset["folder"])
-    else:
-        dataset = find_dataset(options.data)
-    # What is not given is as the run was started.
-    regions = options.regions or (list(before.regions) if before else [])
-    seed = options.seed if options.seed is not None else before.seed if before else 0
-    precision = options.precision or (before.precision if before else "auto")
+    if dataset is None:
+        dataset = find_dataset(before.dataset["folder"] if before else None)
 
-    from training.run import Run, plan
-
-    planned = plan(recipe, dataset, regions=regions, seed=seed, precision=precision)
+    planned = plan(
+        recipe,
+        dataset,
+        regions=options.regions or (before.regions if before else ()),
+        seed=options.seed if options.seed is not None else before.seed if before else 0,
+        precision=options.precision or (before.precision if before else "auto"),
+    )
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
-    command = shlex.join(["python", "train.py", *arguments])
     run = Run(planned, name, command=command, resume=options.resume, save_every_s=60 * options.save_every)
     if run.rows or run.batch:
         print(f"resumes after epoch {len(run.rows)}" + (f" and {run.batch} batches" if run.batch else ""), flush=True)
@@ -114,12 +149,42 @@ def main(arguments: list[str]) -> None:
         record = run.train()
     except KeyboardInterrupt:
         kept = f"the best weights are in {weights_path(name)}" if run.best.epoch else "no epoch was done"
-        print(f"\nstopped by Ctrl-C: {kept}; go on with: python train.py -n {name} --resume")
+        again = f"python train.py -n {name} --resume" if options.folds is None else "the same command and --resume"
+        print(f"\nstopped by Ctrl-C: {kept}; go on with: {again}")
         raise SystemExit(130) from None
     score = "undefined" if record.best.score is None else f"{record.best.score:.4f}"
     print(f"best epoch {record.best.epoch}: val {record.best.monitor} {score}")
     print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv")
     print(f"next: python predict.py -n {name}")
+    return record
+
+
+def _cross_validate(
+    name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespace, changes: list[str], command: str
+) -> None:
+    """Train a run for each fold and print the report."""
+    from data.folds import pool, split
+    from training.cross_validation import cross_validate, fold_name, report
+    from training.record import weights_path
+    from training.state import load_state
+
+    tiles = pool(dataset, options.regions)
+    folds = split(tiles, options.folds, options.folds_by or "tiles", options.seed or 0, options.block_m)
+    taken = [run for k in range(len(folds)) if weights_path(run := fold_name(name, k + 1)).exists() or load_state(run)]
+    if taken and not options.overwrite and not options.resume:
+        raise UserError(f"runs named {', '.join(taken)} exist: give another name with -n, --overwrite, or --resume")
+
+    def train(run: str, fold: Dataset) -> Record:
+        print(f"\n{run}: {len(folds)} folds by {options.folds_by or 'tiles'}", flush=True)
+        # The fold has the tiles of the regions asked for, and none beside them.
+        chosen = argparse.Namespace(**{**vars(options), "regions": []})
+        return _train(run, recipe, fold, chosen, changes, command)
+
+    folder = Path("reports") / name
+    table = cross_validate(name, tiles, folds, train, dataset.splits.get("test"))
+    print(f"\n{report(table, folder)}")
+    print("\nscores of glacier on each fold's held-out tiles, which also chose its epoch: they lean high")
+    print(f"wrote {folder / 'folds.csv'}")
 
 
 if __name__ == "__main__":

@@ -555,7 +555,6 @@ def origin_of(plan: Plan) -> Origin:
         recipe=plan.recipe.model_dump(mode="json"),
         dataset=describe_dataset(plan.dataset, ("train", "val")),
         regions=plan.asked_regions,
-        held_out=(),
         seed=plan.seed,
         precision=plan.precision,
         backend=keras.backend.backend(),

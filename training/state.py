@@ -36,7 +36,7 @@ class Waiting(BaseModel):
 class Origin(BaseModel):
     """What a run was started with; a resumed run has the same or is refused.
 
-    `dataset` is the record's description of the tile files, `held_out` the tiles that a fold validates on.
+    `dataset` is the record's description of the tile files, `regions` are as asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,6 @@ class Origin(BaseModel):
     recipe: dict[str, Any]
     dataset: dict[str, Any]
     regions: tuple[str, ...]
-    held_out: tuple[str, ...]
     seed: int
     precision: str
     backend: str
