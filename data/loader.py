@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from console import UserError
 from data.augmentation import Augmentation, augment
 from data.normalisation import Statistics
 from data.tiles import IGNORE, TileFile
@@ -96,7 +97,12 @@ def sample_window(source: PatchSource, seed: int, epoch: int, index: int) -> tup
 
 
 class _Batches(keras.utils.PyDataset, ABC):
-    """Batches of patches as (inputs by modality, labels by output): what `fit` and `evaluate` take."""
+    """Batches of patches as (inputs by modality, labels by output): what `fit` and `evaluate` take.
+
+    `error`: what the user can mend and a worker ran into; backends wrap such an exception in one of their own.
+    """
+
+    error: UserError | None = None
 
     def __init__(self, source: PatchSource, outputs: Sequence[str], workers: int) -> None:
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
@@ -107,7 +113,11 @@ class _Batches(keras.utils.PyDataset, ABC):
         """Return inputs, labels and region of patch `index`."""
 
     def _batch(self, indices: range) -> tuple[dict[str, Any], dict[str, Any]]:
-        patches = [self._patch(index) for index in indices]
+        try:
+            patches = [self._patch(index) for index in indices]
+        except UserError as error:
+            self.error = error
+            raise
         inputs = {m: np.stack([patch[0][m] for patch in patches]) for m in self.source.modalities}
         if self.source.regions is not None:
             inputs["location"] = np.stack([encode_region(patch[2], self.source.regions) for patch in patches])

@@ -437,7 +437,8 @@ class Run:
         bar.update(self.batch)
         steps = _Steps(bar, self.batch, plan.steps, self._restore_sums if self.batch else None, self._pause)
         try:
-            history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
+            with _user_errors_of(patches):
+                history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
         finally:
             bar.close()
         if steps.bad_step is not None:
@@ -446,9 +447,9 @@ class Run:
         train_matrices = {output: c.matrix() for output, c in self.confusions.items()}
 
         batch = training.validation_batch_size or training.batch_size
-        val_logs = model.evaluate(
-            WholePatches(plan.val, plan.outputs, batch, training.workers), verbose=0, return_dict=True
-        )
+        whole = WholePatches(plan.val, plan.outputs, batch, training.workers)
+        with _user_errors_of(whole):
+            val_logs = model.evaluate(whole, verbose=0, return_dict=True)
         if not math.isfinite(val_logs["loss"]):
             raise FloatingPointError(f"the validation loss was not finite after step {plan.steps} of epoch {epoch + 1}")
         val_matrices = {output: c.matrix() for output, c in self.confusions.items()}
@@ -547,6 +548,17 @@ class Run:
             f"{_duration(seconds)}, at most {_duration(left)} left",
             flush=True,
         )
+
+
+@contextmanager
+def _user_errors_of(batches: TrainingPatches | WholePatches) -> Iterator[None]:
+    """Raise a worker's `UserError`, such as a tile file that has become unreadable, instead of the backend's error."""
+    try:
+        yield
+    except Exception:
+        if batches.error is not None:
+            raise batches.error from None
+        raise
 
 
 def origin_of(plan: Plan) -> Origin:

@@ -459,6 +459,19 @@ def test_ctrl_c_keeps_the_best_weights_and_the_record(
         assert (record.stopped, record.epochs, record.best.epoch) == ("interrupted", 1, 1)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tile_that_breaks_during_training_is_a_message(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise UserError("train.hdf5 is truncated")
+
+    prepared = planned(folder, training__workers=workers)
+    monkeypatch.setattr(TileFile, "read", broken)
+    with pytest.raises(UserError, match=r"^train\.hdf5 is truncated$"):
+        run_of(prepared, tmp_path).train()
+
+
 @pytest.mark.parametrize("target", ["weights", "record", "replace"])
 def test_a_full_disk_leaves_nothing_half_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
