@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
 import pytest
 
 from console import UserError
-from training.precision import POLICIES, choose, cpu_has_bfloat16
+from training.precision import POLICIES, choose, cpu_has_bfloat16, has_gpu
 
 BOTH = ("float16", "bfloat16")
 
@@ -56,3 +57,16 @@ def test_processor_flags(tmp_path: Path, flags: str, expected: bool) -> None:
 
 def test_an_unknown_processor_has_none(tmp_path: Path) -> None:
     assert not cpu_has_bfloat16(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(["cpu:0"], False), (["cpu:0", "gpu:0"], True), ([], False)])
+def test_a_gpu_is_seen_on_backends_that_refuse_to_list_what_they_lack(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], expected: bool
+) -> None:
+    def list_devices(kind: str | None = None) -> list[str]:
+        if kind is not None and not any(device.startswith(kind) for device in devices):
+            raise RuntimeError(f"Unknown backend: {kind!r} requested")  # as JAX does
+        return devices
+
+    monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
+    assert has_gpu() is expected
