@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from console import UserError
 from data.augmentation import Augmentation
-from training.losses import LossTerms
+from training.losses import SSIM_WINDOW, LossTerms
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -95,8 +95,10 @@ class Recipe(_Part):
 
     `inputs` names the modalities in the model's order; channel counts come from the training file. `outputs` is
     `softmax` over the tile file's classes, or `sigmoid` for one probability of the second of two classes.
-    `loss` sums its terms on every output, `output_weights` weighs outputs other than 1. `location: region` adds the
-    one-hot region input to architectures that take one; it is withheld with probability `unknown_region`.
+    `loss` sums its terms on every output but those that `output_losses` gives a loss of their own; `output_weights`
+    weighs outputs other than 1. `label_smoothing` ε mixes the labels with ε / classes, in training and in pixel-wise
+    terms alone. `location: region` adds the one-hot region input to architectures that take one; it is withheld with
+    probability `unknown_region`.
     """
 
     name: str
@@ -106,6 +108,8 @@ class Recipe(_Part):
     location: Literal["none", "region"] = "none"
     unknown_region: Annotated[float, Field(ge=0, le=1)] = 0.1
     loss: LossTerms
+    output_losses: dict[str, LossTerms] = {}
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     augmentation: Augmentation = Augmentation()
     training: Training
@@ -122,6 +126,15 @@ class Recipe(_Part):
     def _location_is_ours(self) -> Recipe:
         if "location_size" in self.architecture.options:
             raise ValueError("location_size follows from the data: set `location: region` instead")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_can_be_had(self) -> Recipe:
+        losses = (self.loss, *self.output_losses.values())
+        if self.label_smoothing and not any(terms.has_pixel_terms for terms in losses):
+            raise ValueError("label_smoothing needs a cross_entropy, binary_cross_entropy or focal term in the loss")
+        if self.training.patch_size < SSIM_WINDOW and any(terms.ssim for terms in losses):
+            raise ValueError(f"the loss term ssim needs a training.patch_size of {SSIM_WINDOW} or more")
         return self
 
 
@@ -210,7 +223,9 @@ def _place(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
             continue
         keys.append(part)
         known = sorted(node.get("properties", {}))
-        node = _resolve(schema, node.get("properties", {}).get(part, {}))
+        # A mapping's values, `output_losses.NAME`, have one schema for all names; `False` and `True` are none.
+        value = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        node = _resolve(schema, value if isinstance(value, dict) else {})
     return keys, known
 
 

@@ -29,7 +29,7 @@ from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from evaluation.scores import counts
 from training import precision as precisions
-from training.losses import SegmentationLoss
+from training.losses import SegmentationLoss, smoothing_labels
 from training.memory import training_memory
 from training.metrics import ConfusionMatrix, epoch_scores
 from training.recipe import Plateau, Recipe
@@ -158,8 +158,9 @@ def plan(
         )
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
-    if unknown := set(recipe.output_weights) - set(model.output):
-        raise UserError(f"output_weights: no output {', '.join(unknown)}; there are {', '.join(model.output)}")
+    for key, named in (("output_weights", recipe.output_weights), ("output_losses", recipe.output_losses)):
+        if unknown := set(named) - set(model.output):
+            raise UserError(f"{key}: no output {', '.join(unknown)}; there are {', '.join(model.output)}")
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
@@ -275,10 +276,16 @@ class Run:
         state = load_state(name, weights) if resume else None
         if state:
             self._continue(state)
-        loss = SegmentationLoss(plan.recipe.loss)
+        recipe = plan.recipe
+        self.losses = {
+            output: SegmentationLoss(
+                recipe.output_losses.get(output, recipe.loss), label_smoothing=recipe.label_smoothing
+            )
+            for output in plan.outputs
+        }
         plan.model.compile(
             optimizer=_optimiser(plan.recipe, self.rate),
-            loss=dict.fromkeys(plan.outputs, loss),
+            loss=self.losses,
             loss_weights={output: plan.recipe.output_weights.get(output, 1.0) for output in plan.outputs},
             metrics={output: [confusion] for output, confusion in self.confusions.items()},
         )
@@ -437,7 +444,7 @@ class Run:
         bar.update(self.batch)
         steps = _Steps(bar, self.batch, plan.steps, self._restore_sums if self.batch else None, self._pause)
         try:
-            with _user_errors_of(patches):
+            with _user_errors_of(patches), smoothing_labels(self.losses.values()):
                 history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
         finally:
             bar.close()

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from architectures import options_of
 from console import UserError
+from training.losses import LossTerms
 from training.recipe import FOLDER, load_recipe, parse_recipe, recipe_names
 
 PUBLISHED = ("glavitu", "resunet", "transunet", "setr")
@@ -19,7 +20,9 @@ VALUES: dict[str, Any] = {
     "inputs": ("optical", "dem", "sar"),
     "outputs": "softmax",
     "location": "none",
-    "loss": {"focal": {"gamma": 2.0, "weight": 1.0}, "cross_entropy": None, "dice": None},
+    "loss": dict.fromkeys(LossTerms.model_fields) | {"focal": {"gamma": 2.0, "alpha": None, "weight": 1.0}},
+    "output_losses": {},
+    "label_smoothing": 0.0,
     "output_weights": {},
     "augmentation": {
         "flip_vertical": 0.5,
@@ -128,6 +131,12 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
         ("architecture.options.width=16", "architecture.options", {"variant": "2023", "dropout": 0.1, "width": 16}),
         ("loss.dice.weight=0.5", "loss.dice.weight", 0.5),
         ("output_weights.deepsupervision=0.5", "output_weights", {"deepsupervision": 0.5}),
+        (
+            "output_losses.deepsupervision.cross_entropy.weight=2",
+            "output_losses",
+            {"deepsupervision": LossTerms.model_validate({"cross_entropy": {"weight": 2}})},
+        ),
+        ("label_smoothing=0.1", "label_smoothing", 0.1),
         ("training.precision=[]", "training.precision", ()),
     ],
 )
@@ -168,7 +177,13 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
         ("learning_rate=1", r"unknown key learning_rate \(known here: architecture, augmentation,"),
         ("training.optimiser.lr=1", r"unknown key training\.optimiser\.lr .*learning_rate"),
         ("loss.focal.gama=1", r"unknown key loss\.focal\.gama, did you mean 'gamma'"),
-        ("loss.tversky.weight=1", r"unknown key loss\.tversky .*cross_entropy, dice, focal"),
+        ("loss.lovasz.weight=1", r"unknown key loss\.lovasz .*cross_entropy, dice, focal, iou, ssim, tversky"),
+        ("loss.tversky.alpha=1", r"loss\.tversky\.beta is missing"),
+        (
+            "output_losses.output.focal.gama=1",
+            r"unknown key output_losses\.output\.focal\.gama, did you mean 'gamma'\? \(known here: alpha, gamma",
+        ),
+        ("output_losses.output={}", r"output_losses\.output: expected one or more of cross_entropy"),
         ("training.schedule.patiense=1", r"unknown key training\.schedule\.patiense, did you mean 'patience'"),
         (
             "training.schedule.name=cosine",
@@ -195,7 +210,8 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
         ("augmentation.crop_scale=[1, 0.5]", r"augmentation: crop_scale is \(smallest, largest\)"),
         ("inputs=[]", r"inputs: .*at least 1 item.*; received \[\]"),
         ("inputs=[dem, dem]", r"inputs: a modality is named twice; received \['dem', 'dem'\]"),
-        ("loss={}", r"loss: expected one or more of cross_entropy, focal, dice"),
+        ("loss={}", r"loss: expected one or more of cross_entropy, binary_cross_entropy, focal, dice"),
+        ("label_smoothing=1", r"label_smoothing: .*less than 1; received 1"),
         ("outputs=linear", r"outputs: .*'softmax' or 'sigmoid'; received 'linear'"),
         ("architecture.options.location_size=3", r"location_size follows from the data: set `location: region`"),
         ("architecture=glavitu", r"architecture: .*; received 'glavitu'"),
@@ -205,6 +221,19 @@ def test_what_is_wrong_is_named_with_its_key(change: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         load_recipe("glavitu", [change])
     assert str(raised.value).startswith(str(FOLDER / "glavitu.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["loss={dice: {}}", "label_smoothing=0.1"], "label_smoothing needs a cross_entropy, binary_cross_entropy or"),
+        (["loss.ssim={}", "training.patch_size=10"], "ssim needs a training.patch_size of 11 or more"),
+        (["output_losses.output.ssim={}", "training.patch_size=10"], "ssim needs a training.patch_size of 11 or more"),
+    ],
+)
+def test_losses_that_can_not_be_had_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("glavitu", changes)
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:

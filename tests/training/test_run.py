@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import architectures
 import training.run as run_module
 from console import UserError
+from data.loader import WholePatches
 from data.normalisation import Statistics, fit
 from data.tiles import IGNORE, TWO_CLASSES, ClassInfo, TileFile, TileWriter, find_dataset
 from data.windows import grid
@@ -33,6 +34,7 @@ BANDS = {"dem": ["z", "slope"], "optical": ["green", "nir", "swir"], "sar": ["vv
 THREE_CLASSES = (TWO_CLASSES[0], ClassInfo("clean ice", glacier=True), ClassInfo("debris", glacier=True))
 SMALL: dict[str, dict[str, Any]] = {
     "tiny": {},
+    "twin": {},
     "resunet": {"width": 4, "fusion_width": 4, "steps": 1, "dropout": 0.0},
     "glavitu": {"variant": "2025", "width": 8, "mlp": 8, "depth": 1, "heads": 2, "steps": 1, "dropout": 0.0},
 }
@@ -57,10 +59,18 @@ def tiny(
     return keras.Model(tensors, {"output": output})
 
 
+def twin(inputs: dict[str, int], num_classes: int, size: tuple[int, int], **_: Any) -> keras.Model:
+    """Give one prediction under two names."""
+    model = tiny(inputs, num_classes, size)
+    output = model.output["output"]
+    return keras.Model(model.input, {"output": output, "deepsupervision": output})
+
+
 @pytest.fixture(autouse=True)
-def tiny_is_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = SimpleNamespace(build=tiny, stride=lambda **_: 1)
-    monkeypatch.setitem(architectures.REGISTRY, "tiny", module)
+def small_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, build in (("tiny", tiny), ("twin", twin)):
+        module: Any = SimpleNamespace(build=build, stride=lambda **_: 1)
+        monkeypatch.setitem(architectures.REGISTRY, name, module)
 
 
 def write_split(
@@ -325,6 +335,37 @@ def test_the_recipe_chooses_the_optimiser(folder: Path, tmp_path: Path) -> None:
     assert float(adamw.learning_rate) == pytest.approx(3e-3)
 
 
+def test_an_output_can_have_a_loss_of_its_own(folder: Path, tmp_path: Path) -> None:
+    own = {"deepsupervision": {"dice": {"weight": 3.0}}}
+    weights = {"deepsupervision": 0.5}
+    prepared = planned(folder, "twin", loss={"cross_entropy": {}}, output_losses=own, output_weights=weights)
+    model = run_of(prepared, tmp_path).plan.model
+    patches = WholePatches(prepared.val, prepared.outputs, 13)
+    logs = model.evaluate(patches, verbose=0, return_dict=True)
+    inputs, labels = patches[0]
+    p = np.asarray(model.predict_on_batch(inputs)["output"])
+    counted = labels["output"] != IGNORE
+    y, q = (labels["output"] == 1)[counted], p[..., 1][counted]
+    cross_entropy = -np.log(np.where(y, q, 1 - q)).mean()
+    dice = 1 - (2 * (q * y).sum() + 1) / (q.sum() + y.sum() + 1)
+    assert len(patches) == 1
+    assert logs["output_loss"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert logs["deepsupervision_loss"] == pytest.approx(3 * dice, rel=1e-4)
+    assert logs["loss"] == pytest.approx(cross_entropy + 1.5 * dice, rel=1e-4)
+
+
+def test_labels_are_smoothed_in_training_alone(folder: Path, tmp_path: Path) -> None:
+    # At no learning rate to speak of, training and validation see the same network with and without.
+    changes: dict[str, Any] = {"loss": {"cross_entropy": {}}, "training__optimiser": {"learning_rate": 1e-30}}
+    changes |= {"training__epochs": 1, "training__steps_per_epoch": 1, "training__workers": 0}
+    for name, smoothing in (("without", 0.0), ("with", 0.5)):
+        run_of(planned(folder, label_smoothing=smoothing, **changes), tmp_path, name).train()
+    plain, smoothed = log_of(tmp_path, "without"), log_of(tmp_path, "with")
+    for before, after in zip(plain, smoothed, strict=True):
+        assert after["val_loss"] == pytest.approx(before["val_loss"], rel=1e-6)
+        assert after["loss"] != pytest.approx(before["loss"], rel=1e-3)
+
+
 # Schedule and stopping
 
 
@@ -534,6 +575,7 @@ NO_GLACIER = (ClassInfo("background"), ClassInfo("lake"))
             r"one sigmoid output for two classes; .* has 3",
         ),
         ({}, {}, {"output_weights": {"deepsupervision": 0.5}}, r"no output deepsupervision; there are output"),
+        ({}, {}, {"output_losses": {"outptu": {"dice": {}}}}, r"output_losses: no output outptu; there are output"),
         ({}, {}, {"inputs": ["optical", "thermal"]}, r"train.hdf5: tile 't': no modality `thermal`"),
     ],
 )
