@@ -143,8 +143,8 @@ def _train(
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
     run = Run(planned, name, command=command, resume=options.resume, save_every_s=60 * options.save_every)
-    if run.rows or run.batch:
-        print(f"resumes after epoch {len(run.rows)}" + (f" and {run.batch} batches" if run.batch else ""), flush=True)
+    if run.rows or run.step:
+        print(f"resumes after epoch {len(run.rows)}" + (f" and {run.step} steps" if run.step else ""), flush=True)
     try:
         record = run.train()
     except KeyboardInterrupt:

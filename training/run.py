@@ -27,11 +27,11 @@ import architectures
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
-from evaluation.scores import counts
 from training import precision as precisions
 from training.losses import SegmentationLoss, smoothing_labels
 from training.memory import training_memory
-from training.metrics import ConfusionMatrix, epoch_scores
+from training.metrics import ConfusionMatrix, epoch_scores, monitored
+from training.optimisers import optimiser_of, values_per_parameter
 from training.recipe import Plateau, Recipe
 from training.record import (
     LOGS,
@@ -62,6 +62,7 @@ from training.state import (
 )
 
 _SHOWN_PROBLEMS = 20
+_LOGGED = {"iou", "precision", "recall", "accuracy"}  # with two classes, glacier's have columns of their own
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class Plan:
             f"{self.recipe.architecture.name}: {self.model.count_params():,} parameters; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
             f"train {len(self.train.names)} tiles, val {len(self.val.names)} tiles, patches of "
-            f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches an "
-            f"epoch, at most {training.epochs} epochs\n"
+            f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches"
+            f"{f', {training.part_size} at a time,' if training.accumulate > 1 else ''} an epoch, "
+            f"at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
         )
 
@@ -179,7 +181,7 @@ def plan(
         regions=known_regions,
         asked_regions=tuple(sorted(regions)),
         steps=recipe.training.steps(sources["train"].whole_patches),
-        memory=training_memory(model, recipe.training.batch_size, chosen),
+        memory=training_memory(model, recipe.training.part_size, chosen, values_per_parameter(recipe.training)),
     )
 
 
@@ -192,22 +194,25 @@ class _Steps(keras.callbacks.Callback):
 
     Args:
         bar: Shows the steps; its count starts at `first`.
-        first: Batches of the epoch that were done before.
-        total: Batches of the whole epoch.
+        parts: Batches a step.
+        first: Steps of the epoch that were done before.
+        total: Steps of the whole epoch.
         restore: Called when metrics have been reset, to bring back the sums of an epoch that goes on in its middle.
-        pause: Called after each batch but the epoch's last, with the batches done.
+        pause: Called after each step but the epoch's last, with the steps done.
     """
 
     def __init__(
         self,
         bar: tqdm[Any],
+        parts: int,
         first: int,
         total: int,
         restore: Callable[[], None] | None,
         pause: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self.bar, self.first, self.total, self.restore, self.pause = bar, first, total, restore, pause
+        self.bar, self.parts, self.first, self.total = bar, parts, first, total
+        self.restore, self.pause = restore, pause
         self.bad_step: int | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -218,14 +223,15 @@ class _Steps(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Advance the bar, look at the loss, give the run its chance to save."""
         loss = float((logs or {})["loss"])
-        done = self.first + batch + 1
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self.bar.update()
         if not math.isfinite(loss):
-            self.bad_step = done
+            self.bad_step = self.first + batch // self.parts + 1
             self.model.stop_training = True
-        elif done < self.total:
-            self.pause(done)
+        elif (batch + 1) % self.parts == 0:
+            self.bar.update()
+            done = self.first + (batch + 1) // self.parts
+            if done < self.total:
+                self.pause(done)
 
 
 class Run:
@@ -261,14 +267,15 @@ class Run:
         training = plan.recipe.training
         schedule = training.schedule
         self.rate = rate_of(schedule, training.optimiser.learning_rate, plan.steps, training.epochs)
-        self.plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0)
-        self.stopping = Patience()
+        falling = training.monitor == "loss"
+        self.plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0, lower_is_better=falling)
+        self.stopping = Patience(lower_is_better=falling)
         self.confusions = {
             output: ConfusionMatrix(len(plan.train.file.classes), name=f"{output}_counts") for output in plan.outputs
         }
         self.rows: list[dict[str, Any]] = []
         self.best = Best(epoch=0, monitor=training.monitor, score=None)
-        self.batch = 0
+        self.step = 0
         self.started = time.monotonic()
         self.saved = self.started
         self.interrupted = False
@@ -284,14 +291,14 @@ class Run:
             for output in plan.outputs
         }
         plan.model.compile(
-            optimizer=_optimiser(plan.recipe, self.rate),
+            optimizer=optimiser_of(training, self.rate),
             loss=self.losses,
             loss_weights={output: plan.recipe.output_weights.get(output, 1.0) for output in plan.outputs},
             metrics={output: [confusion] for output, confusion in self.confusions.items()},
         )
         plan.model.optimizer.build(plan.model.trainable_variables)
         if state:
-            restore(changing_variables(plan.model, metrics=False), name, weights, more=state.batch > 0)
+            restore(changing_variables(plan.model, metrics=False), name, weights, more=state.step > 0)
 
     def _continue(self, state: State) -> None:
         """Take over what `state` says, but its variables."""
@@ -307,11 +314,11 @@ class Run:
         for patience, waiting in ((self.plateau, state.plateau), (self.stopping, state.stopping)):
             patience.best, patience.waited = waiting.best, waiting.waited
         self.command = state.command
-        self.rows, self.best, self.batch = list(state.rows), state.best, state.batch
+        self.rows, self.best, self.step = list(state.rows), state.best, state.step
         self.started = time.monotonic() - state.seconds
 
-    def _save_state(self, batch: int = 0) -> None:
-        """Save where the run stands, `batch` batches after its last whole epoch."""
+    def _save_state(self, step: int = 0) -> None:
+        """Save where the run stands, `step` steps after its last whole epoch."""
         sync = getattr(self.plan.model, "jax_state_sync", None)  # on JAX, `fit` keeps the variables elsewhere
         if sync is not None:
             sync()
@@ -319,7 +326,7 @@ class Run:
             origin=self.origin,
             command=self.command,
             epoch=len(self.rows),
-            batch=batch,
+            step=step,
             seconds=time.monotonic() - self.started,
             rate_factor=self.rate.factor,
             plateau=Waiting(best=self.plateau.best, waited=self.plateau.waited),
@@ -327,13 +334,13 @@ class Run:
             best=self.best,
             rows=tuple(self.rows),
         )
-        save_state(state, changing_variables(self.plan.model, metrics=batch > 0), self.name, self.weights)
-        self.batch, self.saved = batch, time.monotonic()
+        save_state(state, changing_variables(self.plan.model, metrics=step > 0), self.name, self.weights)
+        self.step, self.saved = step, time.monotonic()
 
-    def _pause(self, batch: int) -> None:
+    def _pause(self, step: int) -> None:
         """Save a state in the middle of an epoch if it is time; after Ctrl-C save one and stop."""
         if self.interrupted or time.monotonic() - self.saved >= self.save_every_s:
-            self._save_state(batch)
+            self._save_state(step)
         if self.interrupted:
             raise KeyboardInterrupt
 
@@ -355,7 +362,7 @@ class Run:
         training = self.plan.recipe.training
         if self.rows:
             self._write_log()  # a killed run can have logged an epoch that its state does not know
-        if not self.rows and not self.batch:
+        if not self.rows and not self.step:
             self._save_state()
         stopped: Literal["finished", "early"] = "finished"
         try:
@@ -415,8 +422,7 @@ class Run:
         waited = self.stopping.wait(score)
         if isinstance(schedule, Plateau) and self.plateau.wait(score) >= schedule.patience:
             self.plateau.waited = 0
-            self.rate.factor *= schedule.factor
-            self.plan.model.make_train_function(force=True)
+            self.rate.lower(schedule)
         self.rows.append(row)
         self._write_log()
         if waited == 0 or self.best.epoch == 0:
@@ -431,18 +437,19 @@ class Run:
         patches = TrainingPatches(
             plan.train,
             plan.outputs,
-            training.batch_size,
-            plan.steps,
+            training.part_size,
+            plan.steps * training.accumulate,
             plan.seed,
             epoch,
             plan.recipe.augmentation,
             training.workers,
             plan.recipe.unknown_region,
-            first=self.batch,
+            first=self.step * training.accumulate,
         )
         bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
-        bar.update(self.batch)
-        steps = _Steps(bar, self.batch, plan.steps, self._restore_sums if self.batch else None, self._pause)
+        bar.update(self.step)
+        restore_sums = self._restore_sums if self.step else None
+        steps = _Steps(bar, training.accumulate, self.step, plan.steps, restore_sums, self._pause)
         try:
             with _user_errors_of(patches), smoothing_labels(self.losses.values()):
                 history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
@@ -453,7 +460,7 @@ class Run:
         train_logs = {key: values[0] for key, values in history.history.items()}
         train_matrices = {output: c.matrix() for output, c in self.confusions.items()}
 
-        batch = training.validation_batch_size or training.batch_size
+        batch = training.validation_batch_size or training.part_size
         whole = WholePatches(plan.val, plan.outputs, batch, training.workers)
         with _user_errors_of(whole):
             val_logs = model.evaluate(whole, verbose=0, return_dict=True)
@@ -472,7 +479,10 @@ class Run:
                 row[f"{prefix}{output}_loss"] = logs.get(f"{output}_loss", logs["loss"])
                 row |= epoch_scores(matrix, f"{prefix}{output}", plan.scored_classes)
         confusion = val_matrices["output"]
-        return row, float(getattr(counts(confusion, plan.glacier), training.monitor)), confusion
+        score = monitored(training.monitor, confusion, plan.glacier, val_logs["loss"])
+        if len(confusion) > 2 or training.monitor not in _LOGGED:
+            row.setdefault(f"val_{training.monitor}", score)
+        return row, score, confusion
 
     def _restore_sums(self) -> None:
         """Bring back the variables of the state with the sums of losses and metrics.
@@ -546,7 +556,10 @@ class Run:
         """Print one line about the epoch, with the time left if no early stop comes."""
         training = self.plan.recipe.training
         if epoch == 1 and math.isnan(score):
-            warn("the validation split has no glacier: no epoch is better than another, the first is kept")
+            warn(
+                f"the validation {training.monitor} is undefined: the split has no glacier, or none is predicted yet; "
+                "the first epoch is kept until there is a score"
+            )
         left = seconds / epoch * (training.epochs - epoch)
         print(
             f"epoch {epoch}/{training.epochs}  loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  "
@@ -591,13 +604,6 @@ def _claim(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for start in range(0, size, 2**20):
             file.write(bytes(min(2**20, size - start)))
-
-
-def _optimiser(recipe: Recipe, rate: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
-    optimiser = recipe.training.optimiser
-    if optimiser.name == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=optimiser.weight_decay)
-    return keras.optimizers.Adam(rate)
 
 
 def _duration(seconds: float) -> str:

@@ -53,7 +53,7 @@ class Origin(BaseModel):
 class State(BaseModel):
     """Where a run stands, beside its variables.
 
-    `command`: the command that started it. `epoch`: epochs done. `batch`: batches done of the epoch after them.
+    `command`: the command that started it. `epoch`: epochs done. `step`: steps done of the epoch after them.
     `seconds`: time spent so far. `rows`: the log.
     """
 
@@ -62,7 +62,7 @@ class State(BaseModel):
     origin: Origin
     command: str
     epoch: int
-    batch: int
+    step: int
     seconds: float
     rate_factor: float
     plateau: Waiting
