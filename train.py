@@ -4,6 +4,7 @@ reads   tiles/DATASET/train.hdf5 and val.hdf5, recipes/RECIPE.yaml
 writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's record), logs/NAME.csv
 copy    python train.py -m glavitu
         python train.py -m resunet -n mine --data synthetic --epochs 20 --set training.batch_size=2
+        python train.py -r glavitu-finetune -n mine --init glavitu_global_weights.h5
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--epochs", type=int, help="same as --set training.epochs=N")
     parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="use tiles of these regions only")
+    parser.add_argument(
+        "--init", metavar="NAME_OR_FILE", help="start from the weights of a run, or of a file: what fits is taken"
+    )
+    parser.add_argument(
+        "--init-inputs",
+        nargs="+",
+        default=[],
+        metavar="MODALITY",
+        help="what a file without a record was trained on, in its order (default: as published)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, sampling and dropout (default: 0)")
     parser.add_argument(
         "--precision",
@@ -43,6 +54,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.model is None and options.recipe is None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE")
+    if options.init_inputs and not options.init:
+        raise UserError("--init-inputs says what the file of --init was trained on: give --init FILE")
 
     import yaml
 
@@ -56,6 +69,8 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(options.recipe or options.model, changes)
     if options.recipe and options.model and recipe.architecture.name != options.model:
         raise UserError(f"recipe {recipe.name} is for {recipe.architecture.name}, not {options.model}: leave -m out")
+    if recipe.training.frozen and not options.init:
+        raise UserError("training.frozen keeps weights as they start, which is random without --init: give --init")
     name = options.name or options.model or recipe.name
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
@@ -67,11 +82,15 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--seed takes a whole number from 0 to {2**32 - 1}; received {options.seed}")
     dataset = find_dataset(options.data)
 
+    from training.initial import initialise
     from training.run import Run, plan
 
     planned = plan(recipe, dataset, regions=options.regions, seed=options.seed, precision=options.precision)
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
+    if options.init:
+        planned, start = initialise(planned, options.init, options.init_inputs)
+        print(start, flush=True)
     command = shlex.join(["python", "train.py", *arguments])
     run = Run(planned, name, command=command)
     try:

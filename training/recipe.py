@@ -68,7 +68,8 @@ class Training(_Part):
 
     `epoch_factor` × ⌊whole patches / batch⌋ steps make an epoch, at least 1, unless `steps_per_epoch` says otherwise.
     `stop_patience` epochs without any gain in the monitored score end the run; null never does. `precision` lists the
-    reduced precisions that the recipe allows, in order of preference.
+    reduced precisions that the recipe allows, in order of preference. `frozen` names layers whose weights stay as they
+    start, with all that is in them: `fusion`, `setr/transformer_block`, `fusion/branches/dem`.
     """
 
     patch_size: Count = 384
@@ -83,6 +84,7 @@ class Training(_Part):
     precision: tuple[ReducedPrecision, ...] = ()
     validation_batch_size: Count | None = None
     workers: Annotated[int, Field(ge=0)] = 2
+    frozen: tuple[str, ...] = ()
 
     def steps(self, whole_patches: int) -> int:
         """Return the steps of an epoch over a split that holds `whole_patches`."""

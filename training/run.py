@@ -22,6 +22,7 @@ from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from evaluation.scores import counts
 from training import precision as precisions
+from training.initial import freeze
 from training.losses import SegmentationLoss
 from training.memory import training_memory
 from training.metrics import ConfusionMatrix, epoch_scores
@@ -59,6 +60,7 @@ class Plan:
     regions: tuple[str, ...]
     steps: int
     memory: float
+    init: dict[str, Any] | None = None  # what the weights started from, `training.initial.Start`
 
     @property
     def outputs(self) -> list[str]:
@@ -80,8 +82,11 @@ class Plan:
         training = self.recipe.training
         available = psutil.virtual_memory().available
         inputs = ", ".join(f"{m} {self.train.file.modalities[m]}" for m in self.recipe.inputs)
+        count = self.model.count_params()
+        trained = sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
+        frozen = f" ({trained:,} trained, frozen: {', '.join(training.frozen)})" if training.frozen else ""
         return (
-            f"{self.recipe.architecture.name}: {self.model.count_params():,} parameters; inputs {inputs}; "
+            f"{self.recipe.architecture.name}: {count:,} parameters{frozen}; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
             f"train {len(self.train.names)} tiles, val {len(self.val.names)} tiles, patches of "
             f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches an "
@@ -139,6 +144,7 @@ def plan(
         keras.mixed_precision.set_dtype_policy("float32")
     if unknown := set(recipe.output_weights) - set(model.output):
         raise UserError(f"output_weights: no output {', '.join(unknown)}; there are {', '.join(model.output)}")
+    freeze(model, recipe.training.frozen)
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
@@ -340,6 +346,7 @@ class Run:
             epochs=len(self.rows),
             stopped=stopped,
             written=now(),
+            init=plan.init,
         )
         save_record(record, self.weights)
         return record
