@@ -227,7 +227,7 @@ def _inputs_of(blueprint: Blueprint, path: Path, inputs: tuple[str, ...]) -> tup
     if inputs:
         if len(inputs) != len(blueprint.channels) or len(set(inputs)) < len(inputs):
             raise UserError(
-                f"--init-inputs {' '.join(inputs)}: {path} reads modalities of {listed} channels; name each"
+                f"--init-inputs {' '.join(inputs)}: {path} reads modalities of {listed} channels: name each once"
             )
         return inputs
     key = (str(blueprint.options.get("variant", "2023")), blueprint.channels)
