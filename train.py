@@ -7,6 +7,7 @@ copy    python train.py -m glavitu
         python train.py -m resunet -n mine --data synthetic --epochs 20 --set training.batch_size=2
         python train.py -n mine --resume      (after a kill or Ctrl-C: to the same weights and log)
         python train.py -m resunet --folds 5  (cross-validation: runs NAME-fold1 …, reports/NAME/folds.csv)
+        python train.py -r glavitu-finetune -n mine --init glavitu_global_weights.h5
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--epochs", type=int, help="same as --set training.epochs=N")
     parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="use tiles of these regions only")
+    parser.add_argument(
+        "--init", metavar="NAME_OR_FILE", help="start from the weights of a run, or of a file: what fits is taken"
+    )
+    parser.add_argument(
+        "--init-inputs",
+        nargs="+",
+        default=[],
+        metavar="MODALITY",
+        help="what a file without a record was trained on, in its order (default: as published)",
+    )
     parser.add_argument("--seed", type=int, help="seed of weights, sampling and dropout (default: 0)")
     parser.add_argument(
         "--precision",
@@ -72,6 +83,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--seed takes a whole number from 0 to {2**32 - 1}; received {options.seed}")
     if options.block_m is not None and options.folds_by != "blocks":
         raise UserError("--block-m is the size of the blocks of --folds-by blocks: give both")
+    if options.init_inputs and not options.init:
+        raise UserError("--init-inputs says what the file of --init was trained on: give --init FILE")
 
     from data.tiles import find_dataset
 
@@ -85,6 +98,8 @@ def main(arguments: list[str]) -> None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE, or -n NAME --resume")
     if options.recipe and options.model and recipe and recipe.architecture.name != options.model:
         raise UserError(f"recipe {recipe.name} is for {recipe.architecture.name}, not {options.model}: leave -m out")
+    if recipe and recipe.training.frozen and not options.init and not options.resume:
+        raise UserError("training.frozen keeps weights as they start, which is random without --init: give --init")
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
     command = shlex.join(["python", "train.py", *arguments])
@@ -109,6 +124,7 @@ def _train(
     import yaml
 
     from data.tiles import find_dataset
+    from training.initial import continued, initialise
     from training.recipe import parse_recipe
     from training.record import load_record, record_path, run_names, weights_path
     from training.run import Run, plan
@@ -142,6 +158,14 @@ def _train(
     )
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
+    if before:
+        source = (before.init or {}).get("source", "random weights")
+        if options.init and options.init != source:
+            raise UserError(f"run {name!r} started from {source}, not from {options.init}: leave --init out")
+        planned = continued(planned, before.init, before.statistics)
+    elif options.init:
+        planned, start = initialise(planned, options.init, options.init_inputs)
+        print(start, flush=True)
     run = Run(planned, name, command=command, resume=options.resume, save_every_s=60 * options.save_every)
     if run.rows or run.step:
         print(f"resumes after epoch {len(run.rows)}" + (f" and {run.step} steps" if run.step else ""), flush=True)

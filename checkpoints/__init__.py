@@ -1,4 +1,4 @@
-"""Reading weights: `checkpoints.load_weights(model, path)`.
+"""Reading weights: `checkpoints.load_weights(model, path)`, whole or not at all; `transfer`, what fits.
 
 Two kinds of HDF5 file are read, told apart by what they hold and never by their name:
 
@@ -13,15 +13,29 @@ Every tensor is compared with the model before the first one is assigned. Nothin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import keras
 
-from architectures import options_of
+from checkpoints.blueprint import Blueprint, adapt_options, blueprint_of
 from checkpoints.files import Checkpoint, Tensor, listing, opened, read
 from checkpoints.matching import match
+from checkpoints.naming import named_layers, named_weights
+from checkpoints.partial import Meaning, Transfer, transfer
 
-__all__ = ["Checkpoint", "Tensor", "adapt_options", "inspect", "load_weights"]
+__all__ = [
+    "Blueprint",
+    "Checkpoint",
+    "Meaning",
+    "Tensor",
+    "Transfer",
+    "adapt_options",
+    "blueprint_of",
+    "inspect",
+    "load_weights",
+    "named_layers",
+    "named_weights",
+    "transfer",
+]
 
 
 def load_weights(model: keras.Model, path: str | Path) -> None:
@@ -50,20 +64,3 @@ def inspect(path: str | Path) -> Checkpoint:
     """
     with opened(Path(path)) as file:
         return listing(file, Path(path))
-
-
-def adapt_options(architecture: str, options: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return `options` with `deep_supervision` set to what the weights file `path` holds.
-
-    That head serves training alone, and published files are without it or with it; no prediction depends on
-    it. Every other option decides what is predicted and stays the caller's. Architectures without that option
-    get `options` back as they are.
-
-    Raises:
-        UserError: As `load_weights`, for a file that can't be read; an unknown architecture.
-    """
-    if "deep_supervision" not in options_of(architecture):
-        return dict(options)
-    layers = inspect(path).layers.values()
-    heads = sum([len(tensor.shape) for tensor in layer] == [2, 1] for layer in layers)
-    return {**options, "deep_supervision": heads == 2} if heads in (1, 2) else dict(options)

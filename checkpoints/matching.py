@@ -18,7 +18,7 @@ Pair = tuple[keras.Variable | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class PairedLayer:
     """A layer of the model and the file's counterpart, either of which can be missing."""
 
     name: str | None  # the model's
@@ -40,9 +40,8 @@ def match(model: keras.Model, checkpoint: Checkpoint) -> list[tuple[keras.Variab
     Raises:
         UserError: A tensor differs in shape, is missing, or has no place in the model.
     """
-    layers = _by_order(model, checkpoint) if checkpoint.kind == "keras2" else _by_address(model, checkpoint)
     matched = []
-    for layer in layers:
+    for layer in paired(model, checkpoint):
         for variable, tensor in layer.pairs:
             if variable is None or tensor is None or tuple(variable.shape) != tensor.shape:
                 raise UserError(_refusal(model, checkpoint, layer, variable, tensor))
@@ -50,7 +49,12 @@ def match(model: keras.Model, checkpoint: Checkpoint) -> list[tuple[keras.Variab
     return matched
 
 
-def _by_order(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
+def paired(model: keras.Model, checkpoint: Checkpoint) -> list[PairedLayer]:
+    """Return the layers of `model` and of the file side by side, whether or not they fit."""
+    return _by_order(model, checkpoint) if checkpoint.kind == "keras2" else _by_address(model, checkpoint)
+
+
+def _by_order(model: keras.Model, checkpoint: Checkpoint) -> list[PairedLayer]:
     """Pair by position: layers in topological order, in each the trainable tensors first."""
     ours: list[tuple[str, list[keras.Variable]]] = [
         (layer.name, layer.trainable_weights + layer.non_trainable_weights) for layer in model.layers if layer.weights
@@ -66,12 +70,12 @@ def _by_order(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
     elif beyond is not None:
         ours.insert(beyond, ("", []))
     return [
-        _Layer(name or None, stored or None, list(zip_longest(variables, tensors)))
+        PairedLayer(name or None, stored or None, list(zip_longest(variables, tensors)))
         for (name, variables), (stored, tensors) in zip_longest(ours, theirs, fillvalue=("", []))
     ]
 
 
-def _by_address(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
+def _by_address(model: keras.Model, checkpoint: Checkpoint) -> list[PairedLayer]:
     """Pair by the address that Keras 3 gives each variable."""
     stored = checkpoint.layers
     tensors = {tensor.address: tensor for tensor in checkpoint.tensors}
@@ -80,21 +84,39 @@ def _by_address(model: keras.Model, checkpoint: Checkpoint) -> list[_Layer]:
         grouped.setdefault("/".join(address.split("/")[:2]), []).append((variable, tensors.pop(address, None)))
     for tensor in tensors.values():
         grouped.setdefault(tensor.layer, []).append((None, tensor))
-    names = {group: layer.name for group, layer in _keyed("layers", model.layers)}
-    return [_Layer(names.get(group), group if group in stored else None, pairs) for group, pairs in grouped.items()]
+    names = {group: layer.name for group, layer in keyed("layers", model.layers)}
+    return [
+        PairedLayer(names.get(group), group if group in stored else None, pairs) for group, pairs in grouped.items()
+    ]
 
 
 def addresses(model: keras.Model) -> dict[str, keras.Variable]:
     """Return the variables of a functional model by where a Keras 3 `.weights.h5` file keeps them.
 
-    That file follows the structure of the model: `layers/fusion/branches/double_convolution_1/…/vars/0`. In a
-    functional model the layers are in `layers`; in a layer the sublayers are under their attribute's name,
-    public attributes first; in either, members of a list are called by their class, numbered from the second.
+    The address is that of the layer (`layers_of`) and the number of the variable in it:
+    `layers/fusion/branches/double_convolution_1/convolution_1/vars/0`.
 
     Raises:
         ValueError: A layer keeps variables where Keras does not look for them, such as in a list of lists.
     """
     found: dict[str, keras.Variable] = {}
+    for address, layer in layers_of(model).items():
+        own: dict[str, keras.Variable] = {}
+        layer.save_own_variables(own)
+        found.update({f"{address}/vars/{key}": variable for key, variable in own.items()})
+    if {id(v) for v in found.values()} != {id(v) for v in model.weights}:
+        raise ValueError(f"{model.name} keeps variables in a place that Keras 3 weights files have no address for")
+    return found
+
+
+def layers_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Return all layers of a functional model, outer before inner, by where a Keras 3 file keeps what is theirs.
+
+    That file follows the structure of the model: in a functional model the layers are in `layers`; in a layer the
+    sublayers are under their attribute's name, public attributes first; in either, members of a list are called by
+    their class, numbered from the second.
+    """
+    found: dict[str, keras.layers.Layer] = {}
     visited: set[int] = set()
     common = set(dir(keras.layers.Layer()))
 
@@ -102,9 +124,7 @@ def addresses(model: keras.Model) -> dict[str, keras.Variable]:
         if id(layer) in visited:
             return
         visited.add(id(layer))
-        own: dict[str, keras.Variable] = {}
-        layer.save_own_variables(own)
-        found.update({f"{path}/vars/{key}": variable for key, variable in own.items()})
+        found[path] = layer
         if isinstance(layer, keras.Model):
             children: Iterable[tuple[str, Any]] = [("layers", layer.layers)]
         else:
@@ -114,33 +134,36 @@ def addresses(model: keras.Model) -> dict[str, keras.Variable]:
             if isinstance(child, keras.layers.Layer):
                 visit(child, f"{path}/{name}")
             elif isinstance(child, list | tuple):
-                for address, member in _keyed(f"{path}/{name}", child):
+                for address, member in keyed(f"{path}/{name}", child):
                     visit(member, address)
 
-    for address, layer in _keyed("layers", model.layers):
+    for address, layer in keyed("layers", model.layers):
         visit(layer, address)
-    if {id(v) for v in found.values()} != {id(v) for v in model.weights}:
-        raise ValueError(f"{model.name} keeps variables in a place that Keras 3 weights files have no address for")
     return found
 
 
-def _keyed(path: str, members: Iterable[Any]) -> list[tuple[str, keras.layers.Layer]]:
+def keyed(path: str, members: Iterable[Any]) -> list[tuple[str, keras.layers.Layer]]:
     """Return the layers among `members` with their addresses: `path/dense`, `path/dense_1` and so on."""
     counts: dict[str, int] = {}
-    keyed = []
+    addressed = []
     for member in members:
         if isinstance(member, keras.layers.Layer):
-            name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(member).__name__)
-            name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+            name = class_key(member)
             count = counts[name] = counts.get(name, -1) + 1
-            keyed.append((f"{path}/{name}_{count}" if count else f"{path}/{name}", member))
-    return keyed
+            addressed.append((f"{path}/{name}_{count}" if count else f"{path}/{name}", member))
+    return addressed
+
+
+def class_key(layer: keras.layers.Layer) -> str:
+    """Return what Keras calls a layer that was given no name, the number left out: `double_convolution`."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _refusal(
     model: keras.Model,
     checkpoint: Checkpoint,
-    layer: _Layer,
+    layer: PairedLayer,
     variable: keras.Variable | None,
     tensor: Tensor | None,
 ) -> str:
@@ -148,8 +171,8 @@ def _refusal(
     file = "Keras 2" if checkpoint.kind == "keras2" else "Keras 3"
     there = f"the file's layer {layer.stored}" if layer.stored else "the file"
     here = f"the model's layer {layer.name}" if layer.name else f"the model {model.name}"
-    ours = f"the tensor {variable.path} of shape {_shown(variable.shape)}" if variable is not None else "none"
-    theirs = f"the tensor {tensor.name} of shape {_shown(tensor.shape)}" if tensor is not None else "none"
+    ours = f"the tensor {variable.path} of shape {shown(variable.shape)}" if variable is not None else "none"
+    theirs = f"the tensor {tensor.name} of shape {shown(tensor.shape)}" if tensor is not None else "none"
     return (
         f"{checkpoint.path} holds the weights of another model ({file}, {checkpoint.parameters:,} parameters; "
         f"the model {model.name} has {model.count_params():,}). The first difference: {here} has {ours} "
@@ -157,11 +180,12 @@ def _refusal(
     )
 
 
-def _shown(shape: Iterable[int]) -> str:
+def shown(shape: Iterable[int]) -> str:
+    """Return `3×3×6×64`."""
     return "×".join(map(str, shape))
 
 
-def _advice(model: keras.Model, layer: _Layer, variable: keras.Variable | None, tensor: Tensor | None) -> str:
+def _advice(model: keras.Model, layer: PairedLayer, variable: keras.Variable | None, tensor: Tensor | None) -> str:
     """Name the option to set where the shapes betray it."""
     ours, theirs = layer.shapes
     # `model.inputs` is sorted by name; `model.input` has the model's order.

@@ -59,6 +59,9 @@ class ClassInfo:
 
 TWO_CLASSES = (ClassInfo("background", color="#8c8579"), ClassInfo("glacier", glacier=True, color="#4aa3df"))
 
+PUBLISHED_REGIONS = ("ALP", "AN", "AWA", "CA", "GR", "HMA", "LL", "NZ", "SA", "SC", "SVAL")
+"""The regions of the published datasets, in the order of the published models' location input."""
+
 
 @dataclass(frozen=True)
 class TileInfo:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from console import UserError, import_keras, warn
 from data.normalisation import Statistics, published
-from data.tiles import ClassInfo, TileFile, TileInfo, find_dataset
+from data.tiles import PUBLISHED_REGIONS, ClassInfo, TileFile, TileInfo, find_dataset
 
 if TYPE_CHECKING:
     import keras
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 TILES = Path("tiles")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-PUBLISHED_REGIONS = ("ALP", "AN", "AWA", "CA", "GR", "HMA", "LL", "NZ", "SA", "SC", "SVAL")
-"""The regions of the published datasets, in the order of the published models' location input."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -117,6 +119,66 @@ def write_published_2025() -> WriteTiles:
                 group.attrs["padding_height"], group.attrs["padding_width"] = 2, 0
                 for key, degrees in (("xmin", 10.0), ("xmax", 10.2), ("ymin", 46.0), ("ymax", 46.2)):
                     group.attrs[key] = degrees
+        return path
+
+    return write
+
+
+def build_mini(
+    inputs: dict[str, int],
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    width: int = 4,
+    gated: bool = False,
+    location_size: int = 0,
+    vit: bool = False,
+    depth: int = 1,
+) -> Any:
+    """Build the zoo's fusion, location, transformer and head with nothing between, in a fraction of a second."""
+    import keras
+
+    from architectures.blocks import LocationEncoding, fuse, head, modality_inputs, network, vit_encoder
+
+    tensors = modality_inputs(inputs, size)
+    x = fuse(tensors, width, 0.0, excite=gated)
+    if location_size:
+        tensors["location"] = keras.Input((location_size,), name="location")
+        encoding = LocationEncoding(width, 0.0, name="location_encoding")(tensors["location"])
+        x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, width))(encoding)])
+    if vit:
+        encoder = network("vit", x.shape[1:], vit_encoder(x.shape[1:], 16, width, 4, depth, 2, 0.0))
+        x = keras.layers.Add()([x, keras.layers.UpSampling2D(16)(encoder(x))])
+    return keras.Model(tensors, {"output": head(x, num_classes, "output")}, name="mini_model")
+
+
+@pytest.fixture
+def mini(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make `mini` one of the zoo's architectures; return the function that builds it."""
+    import architectures
+
+    module: Any = SimpleNamespace(build=build_mini, stride=lambda **_: 16)
+    monkeypatch.setitem(architectures.REGISTRY, "mini", module)
+
+    def build(inputs: dict[str, int], num_classes: int = 2, patch_size: int = 32, **options: Any) -> Any:
+        return architectures.build("mini", inputs, num_classes, patch_size, **options)
+
+    return build
+
+
+@pytest.fixture
+def write_keras2() -> Callable[[Any, Path], Path]:
+    """Write a model's weights as Keras 2 does: layers in order, trainable tensors first, under meaningless names."""
+
+    def write(model: Any, path: Path) -> Path:
+        with h5py.File(path, "w") as file:
+            file.attrs["layer_names"] = [f"layer_{number}".encode() for number in range(len(model.layers))]
+            for number, layer in enumerate(model.layers):
+                weights = sorted(layer.weights, key=lambda weight: weight.name.startswith("moving_"))
+                group = file.create_group(f"layer_{number}")
+                group.attrs["weight_names"] = np.array([f"w{i}:0" for i in range(len(weights))], dtype="S9")
+                for i, weight in enumerate(weights):
+                    group[f"w{i}:0"] = np.asarray(weight)
         return path
 
     return write

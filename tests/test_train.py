@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import training.run as run_module
 from console import UserError
 from train import main
+from training.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "train.py"
@@ -98,8 +99,7 @@ def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pyt
 
     record = json.loads(Path("weights/small.json").read_text())
     assert (record["epochs"], record["seed"], record["regions"]) == (1, 4, ["ALP"])
-    recorded = record["recipe"]["training"]
-    assert {key: value for key, value in recorded.items() if value is not None} == yaml.safe_load(printed)["training"]
+    assert parse_recipe(yaml.safe_load(printed), "printed") == parse_recipe(record["recipe"], "recorded")
     assert record["command"] == " ".join(["python train.py", *arguments])
     assert record["dataset"]["name"] == "mine"
 

@@ -130,7 +130,8 @@ class Training(_Part):
     `monitor` is the validation score that selects the best epoch and that plateau and stopping watch: of glacier
     against the rest, but `multiclass_mcc` is of all classes, and `loss` is the validation loss, the lower the better.
     `stop_patience` epochs without any gain in it end the run; null never does. `precision` lists the reduced precisions
-    that the recipe allows, in order of preference.
+    that the recipe allows, in order of preference. `frozen` names layers whose weights stay as they start, with all
+    that is in them: `fusion`, `setr/transformer_block`, `fusion/branches/dem`.
     """
 
     patch_size: Count = 384
@@ -146,6 +147,7 @@ class Training(_Part):
     precision: tuple[ReducedPrecision, ...] = ()
     validation_batch_size: Count | None = None
     workers: Annotated[int, Field(ge=0)] = 2
+    frozen: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Training:

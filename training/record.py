@@ -58,7 +58,8 @@ class Record(BaseModel):
     """Everything that prediction and a later reader need to know about a run.
 
     `modalities` is in the model's order. `statistics` is null where values are used as they are. `regions` is the
-    alphabetical region index of the training split. `stopped` says how the run ended.
+    alphabetical region index of the training split. `stopped` says how the run ended, `init` which weights it started
+    from (`training.initial.Start`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +86,7 @@ class Record(BaseModel):
     epochs: int
     stopped: Literal["running", "finished", "early", "interrupted", "loss not finite"]
     written: str
+    init: dict[str, Any] | None = None
 
     @property
     def inputs(self) -> dict[str, int]:

@@ -28,6 +28,7 @@ from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from training import precision as precisions
+from training.initial import freeze
 from training.losses import SegmentationLoss, smoothing_labels
 from training.memory import training_memory
 from training.metrics import ConfusionMatrix, epoch_scores, monitored
@@ -81,6 +82,7 @@ class Plan:
     asked_regions: tuple[str, ...]
     steps: int
     memory: float
+    init: dict[str, Any] | None = None  # what the weights started from, `training.initial.Start`
 
     @property
     def outputs(self) -> list[str]:
@@ -102,8 +104,11 @@ class Plan:
         training = self.recipe.training
         available = psutil.virtual_memory().available
         inputs = ", ".join(f"{m} {self.train.file.modalities[m]}" for m in self.recipe.inputs)
+        count = self.model.count_params()
+        trained = sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
+        frozen = f" ({trained:,} trained, frozen: {', '.join(training.frozen)})" if training.frozen else ""
         return (
-            f"{self.recipe.architecture.name}: {self.model.count_params():,} parameters; inputs {inputs}; "
+            f"{self.recipe.architecture.name}: {count:,} parameters{frozen}; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
             f"train {len(self.train.names)} tiles, val {len(self.val.names)} tiles, patches of "
             f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches"
@@ -163,6 +168,7 @@ def plan(
     for key, named in (("output_weights", recipe.output_weights), ("output_losses", recipe.output_losses)):
         if unknown := set(named) - set(model.output):
             raise UserError(f"{key}: no output {', '.join(unknown)}; there are {', '.join(model.output)}")
+    freeze(model, recipe.training.frozen)
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
@@ -524,7 +530,7 @@ class Run:
             classes=tuple(ClassRecord(name=c.name, glacier=c.glacier, color=c.color) for c in file.classes),
             outputs=plan.recipe.outputs,
             patch_size=plan.recipe.training.patch_size,
-            statistics=plan.train.statistics.to_json() if plan.train.statistics else None,
+            statistics=self.origin.statistics,
             regions=plan.regions,
             location=plan.recipe.location,
             dataset=self.origin.dataset,
@@ -539,6 +545,7 @@ class Run:
             epochs=len(self.rows),
             stopped=stopped,
             written=now(),
+            init=plan.init,
         )
         save_record(record, self.weights)
         return record
@@ -586,6 +593,8 @@ def origin_of(plan: Plan) -> Origin:
     return Origin(
         recipe=plan.recipe.model_dump(mode="json"),
         dataset=describe_dataset(plan.dataset, ("train", "val")),
+        init=plan.init,
+        statistics=plan.train.statistics.to_json() if plan.train.statistics else None,
         regions=plan.asked_regions,
         seed=plan.seed,
         precision=plan.precision,

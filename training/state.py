@@ -36,13 +36,16 @@ class Waiting(BaseModel):
 class Origin(BaseModel):
     """What a run was started with; a resumed run has the same or is refused.
 
-    `dataset` is the record's description of the tile files, `regions` are as asked for.
+    `dataset` is the record's description of the tile files, `regions` are as asked for, `init` is which weights it
+    started from and `statistics` what its inputs are scaled with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: dict[str, Any]
     dataset: dict[str, Any]
+    init: dict[str, Any] | None
+    statistics: dict[str, Any] | None
     regions: tuple[str, ...]
     seed: int
     precision: str

@@ -157,6 +157,8 @@ def test_versions_are_no_difference_but_every_other_thing_is() -> None:
     origin = Origin(
         recipe={"training": {"epochs": 1}},
         dataset={"files": {"train": file}},
+        init=None,
+        statistics=None,
         regions=(),
         seed=0,
         precision="float32",
@@ -172,6 +174,8 @@ def test_versions_are_no_difference_but_every_other_thing_is() -> None:
         {"recipe": {"training": {"epochs": 1, "more": 0}}},
         {"dataset": {"files": {"train": {**file, "digest": "b"}}}},
         {"regions": ("HMA",)},
+        {"init": {"source": "other"}},
+        {"statistics": {"method": "minmax"}},
         {"seed": 1},
         {"precision": "bfloat16"},
         {"backend": "jax"},
