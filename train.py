@@ -40,6 +40,12 @@ def main(arguments: list[str]) -> None:
         help="auto: the first that the recipe allows and the device computes in, else float32",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the weights of a run of this name")
+    parser.add_argument(
+        "--draw-augmentations",
+        type=Path,
+        metavar="FILE.png",
+        help="draw what each augmentation makes of a training patch (docs/augmentation.md), train nothing",
+    )
     options = parser.parse_args(arguments)
     if options.model is None and options.recipe is None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE")
@@ -59,7 +65,7 @@ def main(arguments: list[str]) -> None:
     name = options.name or options.model or recipe.name
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
-    if weights_path(name).exists() and not options.overwrite:
+    if weights_path(name).exists() and not (options.overwrite or options.draw_augmentations):
         raise UserError(
             f"a run named {name!r} exists ({weights_path(name)}): give another name with -n, or --overwrite"
         )
@@ -70,6 +76,12 @@ def main(arguments: list[str]) -> None:
     from training.run import Run, plan
 
     planned = plan(recipe, dataset, regions=options.regions, seed=options.seed, precision=options.precision)
+    if options.draw_augmentations:
+        from training.gallery import draw_augmentations
+
+        draw_augmentations(planned.train, options.draw_augmentations, options.seed)
+        print(f"wrote {options.draw_augmentations}")
+        return
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
     command = shlex.join(["python", "train.py", *arguments])
