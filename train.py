@@ -74,6 +74,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--block-m", type=float, metavar="METRES", help="side of a spatial block (default: 4 × the largest tile's side)"
     )
+    parser.add_argument(
+        "--draw-augmentations",
+        type=Path,
+        metavar="FILE.png",
+        help="draw what each augmentation makes of a training patch (docs/augmentation.md), train nothing",
+    )
     options = parser.parse_args(arguments)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
@@ -103,7 +109,11 @@ def main(arguments: list[str]) -> None:
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
     command = shlex.join(["python", "train.py", *arguments])
-    if options.folds is None and options.folds_by is None:
+    if options.draw_augmentations:
+        if recipe is None:
+            raise UserError("--draw-augmentations needs -m ARCHITECTURE or -r RECIPE")
+        _look(recipe, find_dataset(options.data), options)
+    elif options.folds is None and options.folds_by is None:
         dataset = find_dataset(options.data) if options.data or not options.resume else None
         _train(name, recipe, dataset, options, changes, command)
     else:
@@ -181,6 +191,17 @@ def _train(
     print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv")
     print(f"next: python predict.py -n {name}")
     return record
+
+
+def _look(recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> None:
+    """Draw what was asked for; train nothing."""
+    from training.gallery import draw_augmentations
+    from training.run import plan
+
+    seed = options.seed or 0
+    planned = plan(recipe, dataset, regions=options.regions, seed=seed, precision=options.precision)
+    draw_augmentations(planned.train, options.draw_augmentations, seed)
+    print(f"wrote {options.draw_augmentations}")
 
 
 def _cross_validate(

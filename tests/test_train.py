@@ -109,6 +109,15 @@ def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pyt
     assert written() == RUN_FILES and json.loads(Path("weights/small.json").read_text())["seed"] == 5
 
 
+def test_augmentations_are_drawn_and_nothing_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("weights").mkdir()
+    Path("weights/small.weights.h5").write_bytes(b"of an earlier run")
+    main(["-r", "small.yaml", "--draw-augmentations", "pictures/augmentation.png"])
+    assert capsys.readouterr().out == "wrote pictures/augmentation.png\n"
+    assert Path("pictures/augmentation.png").read_bytes().startswith(b"\x89PNG")
+    assert written() == {"weights/small.weights.h5"}
+
+
 def test_help_says_what_is_read_and_written_and_is_quick(tmp_path: Path) -> None:
     code = f"import runpy, sys; sys.argv = ['train.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     heavy = f"import atexit, sys; atexit.register(lambda: print('keras' in sys.modules)); {code}"

@@ -198,7 +198,7 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
             "training.batchsize=4",
             r"unknown key training\.batchsize, did you mean 'batch_size'\? \(known here: accumulate, batch_",
         ),
-        ("augmentation.flip=1", r"unknown key augmentation\.flip\b.*known here: crop, crop_scale, flip_horizontal"),
+        ("augmentation.flip=1", r"unknown key augmentation\.flip\b.*known here: affine, affine_rotation_deg"),
         ("learning_rate=1", r"unknown key learning_rate \(known here: architecture, augmentation,"),
         ("training.optimiser.lr=1", r"unknown key training\.optimiser\.lr .*learning_rate"),
         ("loss.focal.gama=1", r"unknown key loss\.focal\.gama, did you mean 'gamma'"),
