@@ -7,7 +7,7 @@ over the batch. K = 1 means one sigmoid probability of class 1; it is treated as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import keras
 from keras import ops
@@ -20,6 +20,8 @@ EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 (float32: one ste
 class _Term(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    pixelwise: ClassVar[bool] = True  # a mean over pixels, which class weights apply to
+
     weight: Annotated[float, Field(gt=0)] = 1.0
 
     @abstractmethod
@@ -29,7 +31,7 @@ class _Term(BaseModel, ABC):
         Args:
             one_hot: (N, H, W, K) float32, reference classes.
             probabilities: (N, H, W, K) float32, K ≥ 2.
-            counted: (N, H, W) float32, 1 where the pixel counts, else 0.
+            counted: (N, H, W) float32, how much the pixel counts: 0 for ignored ones; the class weight, or 1.
         """
 
 
@@ -57,6 +59,8 @@ class Dice(_Term):
 
     Milletari et al. 2016 (arXiv:1606.04797) with plain sums in the denominator; s is `smoothing`.
     """
+
+    pixelwise: ClassVar[bool] = False
 
     smoothing: Annotated[float, Field(gt=0)] = 1.0
 
@@ -91,11 +95,17 @@ class LossTerms(BaseModel):
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """A weighted sum of terms over one output; pixels labelled 255 are left out of every sum."""
+    """A weighted sum of terms over one output; pixels labelled 255 are left out of every sum.
 
-    def __init__(self, terms: LossTerms) -> None:
+    Args:
+        terms: The terms.
+        class_weights: How much a pixel counts by its reference class, in terms that are means over pixels; they are
+            divided by the sum of the weights. None: every pixel counts 1.
+    """
+
+    def __init__(self, terms: LossTerms, class_weights: tuple[float, ...] | None = None) -> None:
         super().__init__(name="segmentation", reduction="none")
-        self.terms = terms
+        self.terms, self.class_weights = terms, class_weights
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the scalar loss of labels (N, H, W) and probabilities (N, H, W, K)."""
@@ -104,7 +114,13 @@ class SegmentationLoss(keras.losses.Loss):
         counted = ops.cast(ops.not_equal(y_true, IGNORE), "float32")
         labels = ops.cast(ops.where(ops.equal(y_true, IGNORE), 0, y_true), "int32")
         one_hot = ops.one_hot(labels, y_pred.shape[-1], dtype="float32")
-        return sum(term.weight * term.value(one_hot, y_pred, counted) for term in self.terms.terms)
+        weighted = counted
+        if self.class_weights is not None:
+            weighted *= ops.sum(one_hot * ops.convert_to_tensor(self.class_weights, "float32"), axis=-1)
+        return sum(
+            term.weight * term.value(one_hot, y_pred, weighted if term.pixelwise else counted)
+            for term in self.terms.terms
+        )
 
 
 def _of_reference(one_hot: Any, probabilities: Any) -> Any:
@@ -113,5 +129,5 @@ def _of_reference(one_hot: Any, probabilities: Any) -> Any:
 
 
 def _mean(values: Any, counted: Any) -> Any:
-    """Mean of (N, H, W) over the pixels that count; 0 where none does."""
-    return ops.sum(values * counted) / ops.maximum(ops.sum(counted), 1.0)
+    """Mean of (N, H, W) over the pixels, each as much as it counts; 0 where none does."""
+    return ops.sum(values * counted) / ops.maximum(ops.sum(counted), EPSILON)

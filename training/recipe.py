@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,6 +64,30 @@ class Cosine(_Part):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
 
 
+class Sampling(_Part):
+    """Training patches centred on pixels of rare classes; all others are drawn uniformly.
+
+    `centred` is the share of the patches by class name of the tile file, or `auto`: every class with less than 1/K of
+    the pixels is seen in the patches' centres as often as if all K classes were even
+    (`data.sampling.automatic_shares`).
+    """
+
+    centred: Literal["auto"] | dict[str, float]
+
+    @field_validator("centred", mode="before")
+    @classmethod
+    def _shares(cls, centred: Any) -> Any:
+        if centred != "auto" and not (
+            isinstance(centred, dict)
+            and centred
+            and all(isinstance(name, str) for name in centred)
+            and all(isinstance(share, int | float) and 0 < share <= 1 for share in centred.values())
+            and math.fsum(centred.values()) <= 1 + 1e-9
+        ):
+            raise ValueError("expected `auto`, or shares of the patches by class, each above 0, at most 1 in sum")
+        return centred
+
+
 class Training(_Part):
     """Sizes, optimiser, schedule and stopping; epochs count from 1 in what the user sees.
 
@@ -94,7 +119,9 @@ class Recipe(_Part):
 
     `inputs` names the modalities in the model's order; channel counts come from the training file. `outputs` is
     `softmax` over the tile file's classes, or `sigmoid` for one probability of the second of two classes.
-    `loss` sums its terms on every output, `output_weights` weighs outputs other than 1. `location: region` adds the
+    `loss` sums its terms on every output, `output_weights` weighs outputs other than 1. `class_weights` weigh pixels
+    by their reference class in the terms that are means over pixels: one number a class, or `balanced`, from the
+    training split's pixel counts (`data.sampling.balanced_weights`). `location: region` adds the
     one-hot region input to architectures that take one; it is withheld with probability `unknown_region`.
     """
 
@@ -105,8 +132,10 @@ class Recipe(_Part):
     location: Literal["none", "region"] = "none"
     unknown_region: Annotated[float, Field(ge=0, le=1)] = 0.1
     loss: LossTerms
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     augmentation: Augmentation = Augmentation()
+    sampling: Sampling | None = None
     training: Training
     reported: dict[str, float] = {}
 
@@ -116,6 +145,17 @@ class Recipe(_Part):
         if len(set(inputs)) < len(inputs):
             raise ValueError("a modality is named twice")
         return inputs
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, weights: Any) -> Any:
+        if weights not in (None, "balanced") and not (
+            isinstance(weights, list | tuple)
+            and all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
+            and any(weights)
+        ):
+            raise ValueError("expected `balanced`, or a number from 0 for each class, one of them above 0")
+        return weights
 
     @model_validator(mode="after")
     def _location_is_ours(self) -> Recipe:

@@ -21,6 +21,7 @@ from console import UserError, progress, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from evaluation.scores import counts
+from training import imbalance
 from training import precision as precisions
 from training.losses import SegmentationLoss
 from training.memory import training_memory
@@ -59,6 +60,7 @@ class Plan:
     regions: tuple[str, ...]
     steps: int
     memory: float
+    class_weights: tuple[float, ...] | None
 
     @property
     def outputs(self) -> list[str]:
@@ -80,6 +82,7 @@ class Plan:
         training = self.recipe.training
         available = psutil.virtual_memory().available
         inputs = ", ".join(f"{m} {self.train.file.modalities[m]}" for m in self.recipe.inputs)
+        about_imbalance = imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
         return (
             f"{self.recipe.architecture.name}: {self.model.count_params():,} parameters; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
@@ -87,6 +90,7 @@ class Plan:
             f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches an "
             f"epoch, at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
+            + "".join(f"\n{line}" for line in about_imbalance)
         )
 
 
@@ -119,6 +123,7 @@ def plan(
     if recipe.outputs == "sigmoid" and len(train.classes) != 2:
         raise UserError(f"{recipe.name} has one sigmoid output for two classes; {train.path} has {len(train.classes)}")
 
+    class_weights, centred = imbalance.resolve(recipe, train, names["train"])
     known_regions = tuple(sorted({train.info(name).region for name in names["train"]}))
     statistics = train.statistics and train.statistics.select(recipe.inputs)
     options = dict(recipe.architecture.options)
@@ -142,7 +147,8 @@ def plan(
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
-        return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location)
+        of_split = centred if split == "train" else None
+        return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location, of_split)
 
     sources = {split: source(split) for split in files}
     return Plan(
@@ -157,6 +163,7 @@ def plan(
         regions=known_regions,
         steps=recipe.training.steps(sources["train"].whole_patches),
         memory=training_memory(model, recipe.training.batch_size, chosen),
+        class_weights=class_weights,
     )
 
 
@@ -204,7 +211,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.best = Best(epoch=0, monitor=training.monitor, score=None)
         self.dataset = describe_dataset(plan.dataset, ("train", "val"))
-        loss = SegmentationLoss(plan.recipe.loss)
+        loss = SegmentationLoss(plan.recipe.loss, class_weights=plan.class_weights)
         plan.model.compile(
             optimizer=_optimiser(plan.recipe, self.rate),
             loss=dict.fromkeys(plan.outputs, loss),
