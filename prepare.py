@@ -25,6 +25,13 @@ Writes   tiles/NAME/ with the modalities optical, dem, sar and thermal and a mas
 Copy     python prepare.py synthetic
 """
 
+SYNTHETIC_NOTES = """
+Masks with background, clean ice, debris-covered ice and water, and so few lakes that water is about 0.05 % of the
+pixels (Svalbard and the southern Andes have a coast, too):
+
+    python prepare.py synthetic rare --classes surface --regions ALP HMA --lakes 0.1
+"""
+
 BANDS = """Make tiles of folders of GeoTIFFs: tiles/NAME/{train,val,test}.hdf5.
 
 Reads    TRAIN/BAND/*_RR_CC.tif, a folder per band, and TRAIN/MASKS/*_RR_CC.tif; the same in TEST and VAL.
@@ -79,6 +86,9 @@ def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
         val=options.val,
         test=options.test,
         size=options.size,
+        regions=options.regions or list(synthetic.REGIONS),
+        lakes=options.lakes,
+        surface_classes=options.classes == "surface",
         command=command,
     )
 
@@ -103,28 +113,29 @@ def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
 
 
 def _summarise(splits: dict[str, Path]) -> None:
-    """Print tiles, valid share and glacier share of every split."""
-    import numpy as np
-
-    from data.tiles import IGNORE, TileFile
+    """Print tiles, valid share and glacier share of every split; of more than two classes, the share of each."""
+    from data.sampling import class_counts
+    from data.tiles import TileFile
 
     print(f"{'split':<8}{'tiles':>7}{'regions':>9}{'valid':>9}{'glacier':>9}  (of valid pixels with a label)")
+    shares_by_split: dict[str, dict[str, float]] = {}
     for split, path in splits.items():
         with TileFile(path) as file:
-            glacier_ids = [index for index, info in enumerate(file.classes) if info.glacier]
-            pixels = valid = labelled = glacier = 0
-            for name in file.names:
-                mask, seen = file.mask(name), file.valid(name)
-                counted = seen & (mask != IGNORE)
-                pixels, valid, labelled = (
-                    pixels + mask.size,
-                    valid + int(seen.sum()),
-                    labelled + int(counted.sum()),
-                )
-                glacier += int((np.isin(mask, glacier_ids) & counted).sum())
-            regions = len({file.info(name).region for name in file.names})
-            shares = f"{valid / pixels:>9.1%}{glacier / max(labelled, 1):>9.1%}"
-            print(f"{split:<8}{len(file.names):>7}{regions:>9}{shares}")
+            infos = [file.info(name) for name in file.names]
+            valid = sum(int(file.valid(name).sum()) for name in file.names)
+            counts = class_counts(file, file.names).sum(axis=0)
+            labelled = max(int(counts.sum()), 1)
+            glacier = sum(int(count) for count, info in zip(counts, file.classes, strict=True) if info.glacier)
+            shares = f"{valid / sum(i.height * i.width for i in infos):>9.1%}{glacier / labelled:>9.1%}"
+            print(f"{split:<8}{len(infos):>7}{len({info.region for info in infos}):>9}{shares}")
+            shares_by_split[split] = {
+                info.name: int(count) / labelled for info, count in zip(file.classes, counts, strict=True)
+            }
+    names = list(next(iter(shares_by_split.values())))
+    if len(names) > 2:
+        print(f"\n{'split':<8}" + "".join(f"{name:>{len(name) + 4}}" for name in names))
+        for split, by_name in shares_by_split.items():
+            print(f"{split:<8}" + "".join(f"{by_name[name]:>{len(name) + 4}.3%}" for name in names))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="prepare.py synthetic [NAME] [options]",
         help="synthetic scenes",
         description=SYNTHETIC,
+        epilog=SYNTHETIC_NOTES,
         formatter_class=raw,
     )
     synthetic.add_argument("name", metavar="NAME", nargs="?", default="synthetic", help="of the dataset [%(default)s]")
@@ -147,6 +159,21 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=384,
         help="height and width of a tile, pixels, at least 64 [%(default)s]",
+    )
+    synthetic.add_argument(
+        "--classes",
+        choices=("glacier", "surface"),
+        default="glacier",
+        help="of the mask: background, glacier; or background, clean ice, debris-covered ice, water [%(default)s]",
+    )
+    synthetic.add_argument(
+        "--regions",
+        metavar="REGION",
+        nargs="+",
+        help="codes of the regions that take turns: of ALP, HMA, SVAL, SA [all]",
+    )
+    synthetic.add_argument(
+        "--lakes", metavar="FACTOR", type=float, default=1.0, help="lakes relative to the usual number [%(default)s]"
     )
     synthetic.add_argument("--seed", type=_seed, default=0, help="which scenes [%(default)s]")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from console import UserError
 from data.augmentation import Augmentation, augment
 from data.normalisation import Statistics
+from data.sampling import CentredPatches
 from data.tiles import IGNORE, TileFile
 from data.windows import Window, grid
 
@@ -34,6 +35,7 @@ class PatchSource:
         statistics: What values are scaled with; None uses them as they are (published files).
         patch: Side of a patch in pixels.
         regions: Regions of the model's `location` input in their order; None for models without.
+        centred: Which of the training patches are centred on rare classes; None draws all uniformly.
     """
 
     file: TileFile
@@ -42,6 +44,7 @@ class PatchSource:
     statistics: Statistics | None
     patch: int
     regions: tuple[str, ...] | None = None
+    centred: CentredPatches | None = None
     sizes: tuple[tuple[int, int], ...] = field(init=False)
     regions_of_tiles: tuple[str, ...] = field(init=False)
 
@@ -64,7 +67,7 @@ class PatchSource:
         """
         name = self.names[tile]
         raw = self.file.read(name, self.modalities, window)
-        labels = np.where(self.file.valid(name, window), self.file.mask(name, window), IGNORE)
+        labels = self.file.labels(name, window)
         inputs = {
             modality: self.statistics.apply(modality, x)
             if self.statistics
@@ -75,7 +78,7 @@ class PatchSource:
         if below or right:
             inputs = {key: np.pad(x, ((0, below), (0, right), (0, 0))) for key, x in inputs.items()}
             labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
-        return inputs, labels.astype(np.uint8)
+        return inputs, labels
 
 
 def encode_region(region: str, regions: Sequence[str]) -> NDArray[np.float32]:
@@ -88,11 +91,22 @@ def encode_region(region: str, regions: Sequence[str]) -> NDArray[np.float32]:
 def sample_window(source: PatchSource, seed: int, epoch: int, index: int) -> tuple[int, Window, np.random.Generator]:
     """Return tile number, window and generator of training patch `index` of `epoch`: a pure function.
 
-    A tile is drawn uniformly whatever its size, then an offset uniformly among all that keep the window inside.
+    A tile is drawn uniformly whatever its size, then an offset uniformly among all that keep the window inside; of the
+    patches that `source.centred` sets aside for a class, one of all its pixels, and the window around it that lies in
+    the tile.
     """
     random = np.random.default_rng([seed, epoch, index])
-    tile = int(random.integers(len(source.names)))
-    top, left = (int(random.integers(max(1, length - source.patch + 1))) for length in source.sizes[tile])
+    pixel = source.centred.draw(random) if source.centred else None
+    if pixel is None:
+        tile = int(random.integers(len(source.names)))
+        top, left = (int(random.integers(max(1, length - source.patch + 1))) for length in source.sizes[tile])
+    else:
+        tile = pixel.tile
+        place = pixel.find(source.file, source.names[tile])
+        top, left = (
+            min(max(0, at - source.patch // 2), max(0, length - source.patch))
+            for at, length in zip(place, source.sizes[tile], strict=True)
+        )
     return tile, Window(top, left, source.patch, source.patch), random
 
 

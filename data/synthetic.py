@@ -14,9 +14,10 @@ misses ice under debris; terrain, texture, SAR and temperature, each of them amb
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -77,7 +78,7 @@ class Region:
     snow_line_m: tuple[float, float]  # of seasonal snow, relative to the equilibrium line
     vegetation_limit_m: tuple[float, float]  # relative to the equilibrium line
     vegetation_share: float
-    lakes: int  # about how many hollows of the ground hold water
+    lakes: float  # about how many hollows of the ground hold water
     turbidity: tuple[float, float]  # of lakes: 0 clear, 1 full of glacier flour
     rock_brightness: tuple[float, float]
     sun_elevation_deg: tuple[float, float]
@@ -187,19 +188,19 @@ class Scene:
         return {"optical": self.optical, "dem": self.dem, "sar": self.sar, "thermal": self.thermal}
 
 
-def make_scene(region: str, seed: int, size: int = 384) -> Scene:
-    """Make the scene of `size` x `size` pixels that belongs to this region and seed: a pure function of the three.
+def make_scene(region: str, seed: int, size: int = 384, lakes: float = 1.0) -> Scene:
+    """Make the scene of `size` x `size` pixels that belongs to this region and seed: a pure function of the four.
+
+    `lakes` is how many lakes there are relative to what is usual in the region.
 
     Raises:
-        UserError: If the region is unknown, the seed is negative or the size is below 64.
+        UserError: If the region is unknown, the seed or `lakes` is negative or the size is below 64.
     """
-    if region not in REGIONS:
-        raise UserError(f"there are no synthetic scenes of region {region!r}; known are {', '.join(REGIONS)}")
     if seed < 0:
         raise UserError(f"the seed is {seed}; use 0 or a positive number")
     if size < 64:
         raise UserError(f"synthetic scenes of {size} pixels a side are too small for glaciers; use at least 64")
-    traits = REGIONS[region]
+    traits = _traits(region, lakes)
     rng = np.random.default_rng([seed, int.from_bytes(region.encode()), size])
     subregion = int(rng.integers(1, 4))
     # Subregions differ by climate: the dry one has its ice higher up and under more debris.
@@ -233,6 +234,15 @@ def make_scene(region: str, seed: int, size: int = 384) -> Scene:
     )
 
 
+def _traits(region: str, lakes: float) -> Region:
+    """Return a region's traits with `lakes` times its lakes."""
+    if region not in REGIONS:
+        raise UserError(f"there are no synthetic scenes of region {region!r}; known are {', '.join(REGIONS)}")
+    if not 0 <= lakes < math.inf:
+        raise UserError(f"the number of lakes relative to the usual is {lakes}; use 0 or a positive number")
+    return replace(REGIONS[region], lakes=lakes * REGIONS[region].lakes)
+
+
 def write_dataset(
     folder: Path,
     *,
@@ -241,6 +251,8 @@ def write_dataset(
     val: int = 16,
     test: int = 24,
     size: int = 384,
+    regions: Sequence[str] = tuple(REGIONS),
+    lakes: float = 1.0,
     surface_classes: bool = False,
     command: str = "",
 ) -> None:
@@ -256,12 +268,14 @@ def write_dataset(
         val: how many scenes for validation, at least 1.
         test: how many scenes for the test, at least 1.
         size: pixels a side of each scene, at least 64.
+        regions: codes of the regions that take turns.
+        lakes: how many lakes there are relative to what is usual in each region.
         surface_classes: whether masks have the four classes background, clean ice, debris-covered ice and water
             instead of background and glacier.
         command: what the user typed, for the record.
 
     Raises:
-        UserError: If seed or size is out of range, or a split has no scene.
+        UserError: If seed, size or lakes is out of range, a region is unknown, or a split has no scene.
     """
     counts = {"train": train, "val": val, "test": test}
     for split, count in counts.items():
@@ -269,6 +283,7 @@ def write_dataset(
             raise UserError(f"the {split} split is to have {count} scenes; it needs at least 1")
     if seed < 0:
         raise UserError(f"the seed is {seed}; use 0 or a positive number")
+    traits = {code: asdict(_traits(code, lakes)) for code in regions}
     statistics: Statistics | None = None
     for index, (split, count) in enumerate(counts.items()):
         provenance = {
@@ -277,11 +292,12 @@ def write_dataset(
             "seed": seed,
             "split": split,
             "size": size,
-            "regions": {code: asdict(region) for code, region in REGIONS.items()},
+            "regions": traits,
         }
         classes = SURFACE_CLASSES if surface_classes else TWO_CLASSES
         with TileWriter(folder / f"{split}.hdf5", classes, BANDS, statistics, provenance, command) as writer:
-            scenes = progress(_scenes([seed, index], count, size), f"{split} scenes", total=count, unit="scene")
+            made = _scenes([seed, index], count, size, list(traits), lakes)
+            scenes = progress(made, f"{split} scenes", total=count, unit="scene")
             written = (_write(writer, name, scene, surface_classes) for name, scene in scenes)
             if split == "train":
                 writer.statistics = statistics = fit(written, fitted_on="valid pixels of the training split")
@@ -289,11 +305,13 @@ def write_dataset(
                 deque(written, maxlen=0)
 
 
-def _scenes(seed: list[int], count: int, size: int) -> Iterator[tuple[str, Scene]]:
+def _scenes(
+    seed: list[int], count: int, size: int, regions: Sequence[str], lakes: float
+) -> Iterator[tuple[str, Scene]]:
     """Scenes of a split with the names of their tiles, such as ALP1-00-03: region, subregion, split, number."""
-    for number, region in zip(range(count), cycle(REGIONS), strict=False):
+    for number, region in zip(range(count), cycle(regions), strict=False):
         scene_seed = int(np.random.SeedSequence([*seed, number]).generate_state(1)[0])
-        scene = make_scene(region, scene_seed, size)
+        scene = make_scene(region, scene_seed, size, lakes)
         yield f"{scene.subregion.replace('-', '')}-{seed[-1]:02d}-{number:02d}", scene
 
 

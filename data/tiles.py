@@ -279,6 +279,10 @@ class TileFile:
                 return np.asarray(group["valid"][_index(window)]) != 0
             return np.ones(self._window_shape(group, window), bool)
 
+    def labels(self, name: str, window: Window | None = None) -> NDArray[np.uint8]:
+        """Return the class ids that count, uint8 `(h, w)`: the mask, and 255 where the tile is not valid."""
+        return np.where(self.valid(name, window), self.mask(name, window), np.uint8(IGNORE))
+
     # -- checks ----------------------------------------------------------------------------------------------
 
     def check(self, modalities: Sequence[str], *, labelled: bool = True) -> list[str]:

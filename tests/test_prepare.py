@@ -97,6 +97,25 @@ def test_synthetic_writes_a_dataset(here: Path) -> None:
         prepare.main(["synthetic"])
 
 
+def test_synthetic_writes_four_classes_of_some_regions_and_prints_their_shares(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--train", "1", "--val", "1", "--test", "1", "--size", "64"]
+    prepare.main(["synthetic", "rare", *few, "--classes", "surface", "--regions", "HMA", "--lakes", "20"])
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    water = []
+    for split, path in find_dataset("rare").splits.items():
+        file = TileFile(path)
+        assert [info.name for info in file.classes] == ["background", "clean ice", "debris-covered ice", "water"]
+        assert [file.info(name).region for name in file.names] == ["HMA"]
+        labels = file.mask(file.names[0])[file.valid(file.names[0])]
+        shares = [(labels == index).mean() for index in range(4)]
+        water.append(shares[3])
+        assert [split, *(f"{share:.3%}" for share in shares)] in printed
+    assert max(water) > 0.01, "lakes are as many as asked for"
+    assert "next: python train.py -m glavitu --data rare" in " ".join(printed[-1])
+
+
 def test_a_dataset_is_not_overwritten_unless_asked(here: Path) -> None:
     run("k", "--train", "train")
     before = TileFile("tiles/k/train.hdf5").digest

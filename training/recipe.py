@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -118,6 +119,30 @@ class Restarts(_Part):
         return epochs
 
 
+class Sampling(_Part):
+    """Training patches centred on pixels of rare classes; all others are drawn uniformly.
+
+    `centred` is the share of the patches by class name of the tile file, or `auto`: every class with less than 1/K of
+    the pixels is seen in the patches' centres as often as if all K classes were even
+    (`data.sampling.automatic_shares`).
+    """
+
+    centred: Literal["auto"] | dict[str, float]
+
+    @field_validator("centred", mode="before")
+    @classmethod
+    def _shares(cls, centred: Any) -> Any:
+        if centred != "auto" and not (
+            isinstance(centred, dict)
+            and centred
+            and all(isinstance(name, str) for name in centred)
+            and all(isinstance(share, int | float) and 0 < share <= 1 for share in centred.values())
+            and math.fsum(centred.values()) <= 1 + 1e-9
+        ):
+            raise ValueError("expected `auto`, or shares of the patches by class, each above 0, at most 1 in sum")
+        return centred
+
+
 class Training(_Part):
     """Sizes, optimiser, schedule and stopping; epochs count from 1 in what the user sees.
 
@@ -182,9 +207,10 @@ class Recipe(_Part):
     `inputs` names the modalities in the model's order; channel counts come from the training file. `outputs` is
     `softmax` over the tile file's classes, or `sigmoid` for one probability of the second of two classes.
     `loss` sums its terms on every output but those that `output_losses` gives a loss of their own; `output_weights`
-    weighs outputs other than 1. `label_smoothing` ε mixes the labels with ε / classes, in training and in pixel-wise
-    terms alone. `location: region` adds the one-hot region input to architectures that take one; it is withheld with
-    probability `unknown_region`.
+    weighs outputs other than 1. In pixel-wise terms alone, `label_smoothing` ε mixes the labels with ε / classes while
+    training, and `class_weights` weigh pixels by their reference class: one number a class, or `balanced`, from the
+    training split's pixel counts (`data.sampling.balanced_weights`). `location: region` adds the one-hot region input
+    to architectures that take one; it is withheld with probability `unknown_region`.
     """
 
     name: str
@@ -196,8 +222,10 @@ class Recipe(_Part):
     loss: LossTerms
     output_losses: dict[str, LossTerms] = {}
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     augmentation: Augmentation = Augmentation()
+    sampling: Sampling | None = None
     training: Training
     reported: dict[str, float] = {}
 
@@ -207,6 +235,17 @@ class Recipe(_Part):
         if len(set(inputs)) < len(inputs):
             raise ValueError("a modality is named twice")
         return inputs
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, weights: Any) -> Any:
+        if weights not in (None, "balanced") and not (
+            isinstance(weights, list | tuple)
+            and all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
+            and any(weights)
+        ):
+            raise ValueError("expected `balanced`, or a number from 0 for each class, one of them above 0")
+        return weights
 
     @model_validator(mode="after")
     def _location_is_ours(self) -> Recipe:
@@ -219,6 +258,8 @@ class Recipe(_Part):
         losses = (self.loss, *self.output_losses.values())
         if self.label_smoothing and not any(terms.has_pixel_terms for terms in losses):
             raise ValueError("label_smoothing needs a cross_entropy, binary_cross_entropy or focal term in the loss")
+        if self.class_weights and not any(terms.has_pixel_terms for terms in losses):
+            raise ValueError("class_weights need a cross_entropy, binary_cross_entropy or focal term in the loss")
         if self.training.patch_size < SSIM_WINDOW and any(terms.ssim for terms in losses):
             raise ValueError(f"the loss term ssim needs a training.patch_size of {SSIM_WINDOW} or more")
         return self

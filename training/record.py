@@ -59,7 +59,7 @@ class Record(BaseModel):
 
     `modalities` is in the model's order. `statistics` is null where values are used as they are. `regions` is the
     alphabetical region index of the training split. `stopped` says how the run ended, `init` which weights it started
-    from (`training.initial.Start`).
+    from (`training.initial.Start`), `class_weights` what pixels weighed in the loss.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +87,7 @@ class Record(BaseModel):
     stopped: Literal["running", "finished", "early", "interrupted", "loss not finite"]
     written: str
     init: dict[str, Any] | None = None
+    class_weights: tuple[float, ...] | None = None
 
     @property
     def inputs(self) -> dict[str, int]:

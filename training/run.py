@@ -27,6 +27,7 @@ import architectures
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
+from training import imbalance
 from training import precision as precisions
 from training.initial import freeze
 from training.losses import SegmentationLoss, smoothing_labels
@@ -82,6 +83,7 @@ class Plan:
     asked_regions: tuple[str, ...]
     steps: int
     memory: float
+    class_weights: tuple[float, ...] | None
     init: dict[str, Any] | None = None  # what the weights started from, `training.initial.Start`
 
     @property
@@ -107,6 +109,7 @@ class Plan:
         count = self.model.count_params()
         trained = sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
         frozen = f" ({trained:,} trained, frozen: {', '.join(training.frozen)})" if training.frozen else ""
+        about_imbalance = imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
         return (
             f"{self.recipe.architecture.name}: {count:,} parameters{frozen}; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
@@ -115,6 +118,7 @@ class Plan:
             f"{f', {training.part_size} at a time,' if training.accumulate > 1 else ''} an epoch, "
             f"at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
+            + "".join(f"\n{line}" for line in about_imbalance)
         )
 
 
@@ -147,6 +151,7 @@ def plan(
     if recipe.outputs == "sigmoid" and len(train.classes) != 2:
         raise UserError(f"{recipe.name} has one sigmoid output for two classes; {train.path} has {len(train.classes)}")
 
+    class_weights, centred = imbalance.resolve(recipe, train, names["train"])
     known_regions = tuple(sorted({train.info(name).region for name in names["train"]}))
     statistics = train.statistics and train.statistics.select(recipe.inputs)
     options = dict(recipe.architecture.options)
@@ -172,7 +177,8 @@ def plan(
 
     def source(split: str) -> PatchSource:
         location = known_regions if recipe.location == "region" else None
-        return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location)
+        of_split = centred if split == "train" else None
+        return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location, of_split)
 
     sources = {split: source(split) for split in files}
     return Plan(
@@ -188,6 +194,7 @@ def plan(
         asked_regions=tuple(sorted(regions)),
         steps=recipe.training.steps(sources["train"].whole_patches),
         memory=training_memory(model, recipe.training.part_size, chosen, values_per_parameter(recipe.training)),
+        class_weights=class_weights,
     )
 
 
@@ -292,7 +299,9 @@ class Run:
         recipe = plan.recipe
         self.losses = {
             output: SegmentationLoss(
-                recipe.output_losses.get(output, recipe.loss), label_smoothing=recipe.label_smoothing
+                recipe.output_losses.get(output, recipe.loss),
+                class_weights=plan.class_weights,
+                label_smoothing=recipe.label_smoothing,
             )
             for output in plan.outputs
         }
@@ -546,6 +555,7 @@ class Run:
             stopped=stopped,
             written=now(),
             init=plan.init,
+            class_weights=plan.class_weights,
         )
         save_record(record, self.weights)
         return record

@@ -206,6 +206,12 @@ def test_impossible_scenes_are_answered_with_what_is_possible(region: str, seed:
         make_scene(region, seed, size)
 
 
+def test_lakes_are_as_many_as_asked_for() -> None:
+    none, many = (make_scene("HMA", 1, 64, lakes=lakes) for lakes in (0, 20))
+    assert (none.surface == WATER).sum() == 0
+    assert (many.surface == WATER).mean() > 0.01
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
@@ -270,7 +276,15 @@ def test_surface_classes_are_written_on_request(dataset: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [({"val": 0}, "val split"), ({"seed": -1}, "seed"), ({"size": 8}, "64")]
+    ("arguments", "word"),
+    [
+        ({"val": 0}, "val split"),
+        ({"seed": -1}, "seed"),
+        ({"size": 8}, "64"),
+        ({"regions": ["ALP", "XX"]}, "'XX'; known are ALP, HMA"),
+        ({"lakes": -0.1}, "lakes"),
+        ({"lakes": float("nan")}, "lakes"),
+    ],
 )
 def test_impossible_datasets_are_refused_and_leave_nothing(
     arguments: dict[str, Any], word: str, tmp_path: Path

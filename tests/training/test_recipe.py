@@ -126,6 +126,15 @@ def test_a_recipe_is_frozen_and_its_dump_is_the_same_recipe() -> None:
     assert parse_recipe(yaml.safe_load(text), "the dump") == recipe
 
 
+def test_weights_and_shares_survive_the_dump() -> None:
+    whole = [f"sampling.centred.{name}={share}" for name, share in (("lake", 0.7), ("ice", 0.2), ("snow", 0.1))]
+    for changes in (["class_weights=balanced", "sampling.centred=auto"], ["class_weights=[1, 0, 2.5]", *whole]):
+        recipe = load_recipe("demo", changes)
+        assert parse_recipe(recipe.model_dump(mode="json"), "the dump") == recipe
+    assert recipe.class_weights == (1.0, 0.0, 2.5)
+    assert recipe.sampling is not None and recipe.sampling.centred == {"lake": 0.7, "ice": 0.2, "snow": 0.1}
+
+
 def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in small().items() if key != "name"}))
@@ -250,6 +259,14 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
         ("outputs=linear", r"outputs: .*'softmax' or 'sigmoid'; received 'linear'"),
         ("architecture.options.location_size=3", r"location_size follows from the data: set `location: region`"),
         ("architecture=glavitu", r"architecture: .*; received 'glavitu'"),
+        ("class_weights=even", r"class_weights: expected `balanced`, or a number from 0 .*; received 'even'"),
+        ("class_weights=[1, -1]", r"class_weights: expected .*; received \[1, -1\]"),
+        ("class_weights=[0, 0]", r"class_weights: expected .* one of them above 0; received"),
+        ("sampling.centred=[lake]", r"sampling\.centred: expected `auto`, or shares .*; received \['lake'\]"),
+        ("sampling.centred={lake: 0.7, ice: 0.4}", r"sampling\.centred: .* at most 1 in sum; received {'lake': 0.7"),
+        ("sampling.centred.lake=0", r"sampling\.centred: .* each above 0"),
+        ("sampling.centred={}", r"sampling\.centred: expected `auto`"),
+        ("sampling.share=1", r"unknown key sampling\.share"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(change: str, message: str) -> None:

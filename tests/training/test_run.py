@@ -318,6 +318,32 @@ def test_a_plan_says_what_it_will_do(folder: Path) -> None:
         assert part in summary
 
 
+def test_rare_classes_are_weighed_and_seen_as_the_recipe_says(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    class Watched(run_module.SegmentationLoss):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            given.append(options["class_weights"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "SegmentationLoss", Watched)
+    prepared = planned(folder, class_weights="balanced", sampling={"centred": {"glacier": 0.4}}, regions=["ALP"])
+    run_of(prepared, tmp_path)
+    labels = [np.where(f.valid(n), f.mask(n), IGNORE) for f in [prepared.train.file] for n in prepared.train.names]
+    pixels = np.array([sum(int((mask == k).sum()) for mask in labels) for k in range(2)])
+    assert prepared.class_weights == pytest.approx(pixels.sum() / (2 * pixels)) == given[0]
+    assert prepared.train.centred is not None and prepared.train.centred.shares == (0.0, 0.4)
+    assert prepared.val.centred is None
+    assert "class weights: background 0." in prepared.summary() and "40.0% on glacier" in prepared.summary()
+
+    plain = planned(folder)
+    run_of(plain, tmp_path)
+    assert plain.class_weights is None is given[1] and plain.train.centred is None
+    assert "weights" not in plain.summary()
+
+
 def test_reduced_precision_is_of_the_model_alone(folder: Path, tmp_path: Path) -> None:
     prepared = planned(folder, precision="float16")
     run = run_of(prepared, tmp_path)
