@@ -1,8 +1,10 @@
 """Train a model of the zoo on a dataset of tiles.
 
 reads   tiles/DATASET/train.hdf5 and val.hdf5, recipes/RECIPE.yaml
-writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's record), logs/NAME.csv
-copy    python train.py -m glavitu
+writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's record), logs/NAME.csv;
+        to look at: logs/NAME.png (the log), logs/NAME-patches.png (validation patches, prediction and error)
+copy    python train.py -m glavitu --dry-run
+        python train.py -m glavitu
         python train.py -m resunet -n mine --data synthetic --epochs 20 --set training.batch_size=2
 """
 
@@ -40,6 +42,14 @@ def main(arguments: list[str]) -> None:
         help="auto: the first that the recipe allows and the device computes in, else float32",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the weights of a run of this name")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the log for TensorBoard, too: logs/NAME.tensorboard/"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print recipe, parameters and memory, draw a training batch (logs/NAME-batch.png), train nothing",
+    )
     options = parser.parse_args(arguments)
     if options.model is None and options.recipe is None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE")
@@ -50,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
     console.import_keras()
     from training.recipe import load_recipe
-    from training.record import record_path, weights_path
+    from training.record import LOGS, record_path, weights_path
 
     changes = options.set + ([f"training.epochs={options.epochs}"] if options.epochs is not None else [])
     recipe = load_recipe(options.recipe or options.model, changes)
@@ -59,7 +69,7 @@ def main(arguments: list[str]) -> None:
     name = options.name or options.model or recipe.name
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
-    if weights_path(name).exists() and not options.overwrite:
+    if weights_path(name).exists() and not (options.overwrite or options.dry_run):
         raise UserError(
             f"a run named {name!r} exists ({weights_path(name)}): give another name with -n, or --overwrite"
         )
@@ -68,12 +78,23 @@ def main(arguments: list[str]) -> None:
     dataset = find_dataset(options.data)
 
     from training.run import Run, plan
+    from training.watching import EventLog, Watcher
+
+    events = EventLog(LOGS / f"{name}.tensorboard") if options.tensorboard else None
 
     planned = plan(recipe, dataset, regions=options.regions, seed=options.seed, precision=options.precision)
     print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
     print(planned.summary(), flush=True)
+    if options.dry_run:
+        from training.preview import draw_first_batch, tables
+
+        print(tables(planned))
+        batch = LOGS / f"{name}-batch.png"
+        draw_first_batch(planned, batch)
+        print(f"wrote {batch} and nothing else: without --dry-run it is trained")
+        return
     command = shlex.join(["python", "train.py", *arguments])
-    run = Run(planned, name, command=command)
+    run = Run(planned, name, command=command, watch=Watcher(planned, LOGS / f"{name}.csv", events))
     try:
         record = run.train()
     except KeyboardInterrupt:
@@ -82,7 +103,9 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(130) from None
     score = "undefined" if record.best.score is None else f"{record.best.score:.4f}"
     print(f"best epoch {record.best.epoch}: val {record.best.monitor} {score}")
-    print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv")
+    print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv and its pictures beside it")
+    if events:
+        print(f"to see it: tensorboard --logdir {events.folder} (pip install tensorboard)")
     print(f"next: python predict.py -n {name}")
 
 

@@ -1,9 +1,13 @@
-"""One figure of a prediction: false colour, reference, labels with their errors outlined, confidence."""
+"""One figure of a prediction: false colour, reference, labels with their errors outlined, confidence.
+
+Its parts (panels, false colour, class colours, outlines) are public: other figures of patches are made of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -58,40 +62,30 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
     """
     classes = predictions.classes
     glacier = glacier_ids(classes)
-    # Inches: square panels of equal distance, with room for tile names, headings and the legend.
-    side, gap, left, right, top, bottom = 2.9, 0.1, 0.35, 0.1, 0.62, 0.75
-    rows = len(names)
-    width = left + 4 * side + 3 * gap + right
-    height = top + rows * side + (rows - 1) * gap + bottom
-    figure = Figure(figsize=(width, height), dpi=110)
-    margins = {
-        "left": left / width,
-        "right": 1 - right / width,
-        "top": 1 - top / height,
-        "bottom": bottom / height,
-    }
-    spaces = {"wspace": gap / side, "hspace": gap / side}
-    grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw=margins | spaces)
+    bottom = 0.75
+    figure, grid = panels(len(names), 4, 2.9, left=0.35, top=0.62, bottom=bottom)
+    height = figure.get_figheight()
     shades = Normalize(1 / len(classes), 1)
-    composite = ""
+    shown = ""
     with TileFile(predictions.source) as source:
         for axes, name in zip(grid, names, strict=True):
             tile = predictions.read(name)
-            bands, modality, composite = _composite(source)
+            bands, modality, shown = composite(source.bands)
             inside = source.info(name).interior()
             values = source.read(name, [modality])[modality][inside][..., bands]
             probs = predictions.probs(name)
             probs = np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
             confidence = colormaps[_CONFIDENCE_COLORS](shades(probs.max(axis=-1)))[..., :3].astype(np.float32)
-            _show(axes[0], _stretch(values, tile.valid), tile.valid)
-            _show(axes[1], _paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
-            _show(axes[2], _paint(tile.labels, classes), tile.valid)
+            show(axes[0], stretch(values, tile.valid), tile.valid)
+            show(axes[1], paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
+            show(axes[2], paint(tile.labels, classes), tile.valid)
             _outline_errors(axes[2], tile, glacier)
-            _show(axes[3], confidence, tile.valid)
+            show(axes[3], confidence, tile.valid)
             axes[0].set_ylabel(f"{tile.region or 'no region'}  ·  {name}", fontsize=10, labelpad=6)
-            axes[2].text(0.97, 0.03, _iou(tile, len(classes), glacier), transform=axes[2].transAxes, **_BADGE)
+            score = iou_text(np.where(tile.valid, tile.mask, IGNORE), tile.labels, classes)
+            axes[2].text(0.97, 0.03, score, transform=axes[2].transAxes, **_BADGE)
     headings = {
-        "False colour": composite,
+        "False colour": shown,
         "Reference": "",
         "Prediction": "errors outlined",
         "Confidence": "probability of the label",
@@ -117,20 +111,49 @@ _BADGE = {
 }
 
 
-def _composite(source: TileFile) -> tuple[list[int], str, str]:
-    """Return three bands to show as red, green and blue, their modality, and their names."""
+def panels(
+    rows: int,
+    columns: int,
+    side: float,
+    *,
+    left: float,
+    top: float,
+    bottom: float,
+    right: float = 0.1,
+    gap: float = 0.1,
+) -> tuple[Figure, Any]:
+    """Return a figure and its `(rows, columns)` array of square axes, with room around them; lengths in inches."""
+    width = left + columns * side + (columns - 1) * gap + right
+    height = top + rows * side + (rows - 1) * gap + bottom
+    figure = Figure(figsize=(width, height), dpi=110)
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+    }
+    spaces = {"wspace": gap / side, "hspace": gap / side}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins | spaces)
+
+
+def composite(bands: Mapping[str, Sequence[str]]) -> tuple[list[int], str, str]:
+    """Return three bands to show as red, green and blue, their modality, and their names.
+
+    Args:
+        bands: Modality → names of its bands; those that show snow, ice and rock apart are preferred.
+    """
     for names in _COMPOSITES:
-        for modality, present in source.bands.items():
+        for modality, present in bands.items():
             if set(names) <= set(present):
                 shown = ", ".join(name.upper() if name in ("nir", "swir1") else name for name in names)
                 return [present.index(name) for name in names], modality, shown
-    modality = max(source.bands, key=lambda name: len(source.bands[name]))
-    present = source.bands[modality]
-    bands = [0, 1, 2] if len(present) > 2 else [0, 0, 0]
-    return bands, modality, ", ".join(dict.fromkeys(present[index] for index in bands))
+    modality = max(bands, key=lambda name: len(bands[name]))
+    present = bands[modality]
+    indices = [0, 1, 2] if len(present) > 2 else [0, 0, 0]
+    return indices, modality, ", ".join(dict.fromkeys(present[index] for index in indices))
 
 
-def _stretch(values: Image, valid: NDArray[np.bool_]) -> Image:
+def stretch(values: Image, valid: NDArray[np.bool_]) -> Image:
     """Return `(H, W, 3)` in 0 … 1, each band stretched between its 2nd and 98th percentile."""
     seen = valid & np.isfinite(values).all(axis=-1)
     if not seen.any():
@@ -139,12 +162,14 @@ def _stretch(values: Image, valid: NDArray[np.bool_]) -> Image:
     return np.clip(np.nan_to_num((values - low) / np.maximum(high - low, 1e-6)), 0, 1).astype(np.float32)
 
 
-def _paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
+def paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
+    """Return class ids `(H, W)` in their classes' colours, `(H, W, 3)` in 0 … 1; `INVALID` where there is no class."""
     colors = np.array([to_rgb(info.color) for info in classes] + [to_rgb(INVALID)], np.float32)
     return colors[np.minimum(ids, len(classes))]
 
 
-def _show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
+def show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
+    """Show `image` `(H, W, 3)`, in `INVALID` where it was not `seen`, without ticks and frame."""
     axis.imshow(np.where(seen[..., None], image, np.array(to_rgb(INVALID), np.float32)), interpolation="antialiased")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -152,21 +177,27 @@ def _show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
         spine.set_visible(False)
 
 
+def outline(axis: Axes, area: NDArray[np.bool_], color: str, width: float = 0.9) -> None:
+    """Draw the outline of `area` `(H, W)` over the image of `axis`, along the image's edges as well."""
+    if area.any():
+        rows, columns = area.shape
+        axis.contour(np.pad(area, 1).astype(np.float32), [0.5], colors=color, linewidths=width,
+                     extent=(-1.5, columns + 0.5, -1.5, rows + 0.5))  # fmt: skip
+        axis.set_xlim(-0.5, columns - 0.5)
+        axis.set_ylim(rows - 0.5, -0.5)
+
+
+def iou_text(reference: NDArray[np.uint8], labels: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> str:
+    """Return what is written over a patch: the IoU of glacier, or that the reference `(H, W)` has none."""
+    pooled = counts(confusion_matrix(reference, labels, len(classes)), glacier_ids(classes))
+    return f"IoU {pooled.iou:.2f}" if pooled.tp + pooled.fn else "no glacier"
+
+
 def _outline_errors(axis: Axes, tile: Prediction, glacier: Sequence[int]) -> None:
     counted = tile.valid & (tile.mask != IGNORE)
     truth, found = np.isin(tile.mask, glacier), np.isin(tile.labels, glacier)
-    for error, color in ((counted & truth & ~found, MISSED), (counted & found & ~truth, FALSE)):
-        if error.any():
-            axis.contour(np.pad(error, 1).astype(np.float32), [0.5], colors=color, linewidths=0.9,
-                         extent=(-1.5, error.shape[1] + 0.5, -1.5, error.shape[0] + 0.5))  # fmt: skip
-    axis.set_xlim(-0.5, truth.shape[1] - 0.5)
-    axis.set_ylim(truth.shape[0] - 0.5, -0.5)
-
-
-def _iou(tile: Prediction, num_classes: int, glacier: Sequence[int]) -> str:
-    matrix = confusion_matrix(np.where(tile.valid, tile.mask, IGNORE), tile.labels, num_classes)
-    pooled = counts(matrix, glacier)
-    return f"IoU {pooled.iou:.2f}" if pooled.tp + pooled.fn else "no glacier"
+    outline(axis, counted & truth & ~found, MISSED)
+    outline(axis, counted & found & ~truth, FALSE)
 
 
 def _legend(figure: Figure, classes: Sequence[ClassInfo], bottom: float) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,21 @@ class Plan:
     def scored_classes(self) -> range:
         """Ids of the classes that the log has scores of: one sigmoid has a probability of class 1 alone."""
         return range(1 if self.recipe.outputs == "sigmoid" else 0, len(self.train.file.classes))
+
+    def training_patches(self, epoch: int) -> TrainingPatches:
+        """Return the training batches of an epoch (from 0)."""
+        training = self.recipe.training
+        return TrainingPatches(
+            self.train,
+            self.outputs,
+            training.batch_size,
+            self.steps,
+            self.seed,
+            epoch,
+            self.recipe.augmentation,
+            training.workers,
+            self.recipe.unknown_region,
+        )
 
     def summary(self) -> str:
         """Return what a user wants to know before it starts."""
@@ -191,11 +206,22 @@ class Run:
         command: The command that asked for it, for the record.
         weights: Folder of weights and records.
         logs: Folder of logs.
+        watch: Called at the end of every epoch with the log's rows and the best epoch so far, when both are on disk;
+            the weights are still those of the epoch.
     """
 
-    def __init__(self, plan: Plan, name: str, *, command: str = "", weights: Path = WEIGHTS, logs: Path = LOGS) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        name: str,
+        *,
+        command: str = "",
+        weights: Path = WEIGHTS,
+        logs: Path = LOGS,
+        watch: Callable[[Sequence[dict[str, Any]], Best], None] = lambda rows, best: None,
+    ) -> None:
         self.plan, self.name, self.command = plan, name, command
-        self.weights, self.log = weights, logs / f"{name}.csv"
+        self.weights, self.log, self.watch = weights, logs / f"{name}.csv", watch
         training = plan.recipe.training
         self.rate = rate_of(training.schedule, training.optimiser.learning_rate, plan.steps, training.epochs)
         self.confusions = {
@@ -234,6 +260,7 @@ class Run:
                 if waited == 0 or self.best.epoch == 0:
                     self._keep(epoch + 1, score)
                 self._report(epoch + 1, row, score, time.monotonic() - started)
+                self.watch(self.rows, self.best)
                 if isinstance(schedule, Plateau) and plateau.wait(score) >= schedule.patience:
                     plateau.waited = 0
                     self.rate.factor *= schedule.factor
@@ -261,17 +288,7 @@ class Run:
         """Train and validate one epoch (from 0); return its row of the log and the monitored score."""
         plan, model = self.plan, self.plan.model
         training = plan.recipe.training
-        patches = TrainingPatches(
-            plan.train,
-            plan.outputs,
-            training.batch_size,
-            plan.steps,
-            plan.seed,
-            epoch,
-            plan.recipe.augmentation,
-            training.workers,
-            plan.recipe.unknown_region,
-        )
+        patches = plan.training_patches(epoch)
         bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
         steps = _Steps(bar)
         try:

@@ -25,7 +25,7 @@ from data.tiles import IGNORE, TWO_CLASSES, ClassInfo, TileFile, TileWriter, fin
 from data.windows import grid
 from evaluation.scores import confusion_matrix, counts
 from training.recipe import parse_recipe
-from training.record import Record, load_record
+from training.record import Best, Record, load_record
 from training.run import Plan, Run, plan
 
 PATCH = 32
@@ -394,6 +394,21 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(
     output = capsys.readouterr()
     assert ("no glacier" in output.err) == math.isnan(scores[0])
     assert f"epoch {epochs}/6" in output.out
+
+
+def test_who_watches_is_called_each_epoch_when_everything_is_on_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.2])
+    seen = []
+
+    def watch(rows: Sequence[dict[str, Any]], best: Best) -> None:
+        assert rows[-1]["epoch"] == len(log_of(tmp_path)) and best == load_record("mine", tmp_path / "weights").best
+        seen.append((len(rows), best.epoch))
+
+    prepared = planned(folder, training__epochs=3)
+    Run(prepared, "mine", weights=tmp_path / "weights", logs=tmp_path / "logs", watch=watch).train()
+    assert seen == [(1, 1), (2, 2), (3, 2)]
 
 
 # What ends a run before its time
