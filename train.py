@@ -2,8 +2,10 @@
 
 reads   tiles/DATASET/train.hdf5 and val.hdf5, recipes/RECIPE.yaml
 writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's record), logs/NAME.csv;
-        while it trains, weights/NAME.resume/ (the state to resume from)
-copy    python train.py -m glavitu
+        while it trains, weights/NAME.resume/ (the state to resume from);
+        to look at: logs/NAME.png (the log), logs/NAME-patches.png (validation patches, prediction and error)
+copy    python train.py -m glavitu --dry-run
+        python train.py -m glavitu
         python train.py -m resunet -n mine --data synthetic --epochs 20 --set training.batch_size=2
         python train.py -n mine --resume      (after a kill or Ctrl-C: to the same weights and log)
         python train.py -m resunet --folds 5  (cross-validation: runs NAME-fold1 …, reports/NAME/folds.csv)
@@ -80,6 +82,14 @@ def main(arguments: list[str]) -> None:
         metavar="FILE.png",
         help="draw what each augmentation makes of a training patch (docs/augmentation.md), train nothing",
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the log for TensorBoard, too: logs/NAME.tensorboard/"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print recipe, parameters and memory, draw a training batch (logs/NAME-batch.png), train nothing",
+    )
     options = parser.parse_args(arguments)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
@@ -109,10 +119,10 @@ def main(arguments: list[str]) -> None:
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
     command = shlex.join(["python", "train.py", *arguments])
-    if options.draw_augmentations:
+    if options.draw_augmentations or options.dry_run:
         if recipe is None:
-            raise UserError("--draw-augmentations needs -m ARCHITECTURE or -r RECIPE")
-        _look(recipe, find_dataset(options.data), options)
+            raise UserError("--dry-run and --draw-augmentations need -m ARCHITECTURE or -r RECIPE")
+        _look(name, recipe, find_dataset(options.data), options)
     elif options.folds is None and options.folds_by is None:
         dataset = find_dataset(options.data) if options.data or not options.resume else None
         _train(name, recipe, dataset, options, changes, command)
@@ -136,9 +146,10 @@ def _train(
     from data.tiles import find_dataset
     from training.initial import continued, initialise
     from training.recipe import parse_recipe
-    from training.record import load_record, record_path, run_names, weights_path
+    from training.record import LOGS, load_record, record_path, run_names, weights_path
     from training.run import Run, plan
     from training.state import load_state, resume_path
+    from training.watching import EventLog, Watcher
 
     state = None if options.overwrite else load_state(name)
     there = next((path for path in (weights_path(name), resume_path(name)) if path.exists()), None)
@@ -176,7 +187,15 @@ def _train(
     elif options.init:
         planned, start = initialise(planned, options.init, options.init_inputs)
         print(start, flush=True)
-    run = Run(planned, name, command=command, resume=options.resume, save_every_s=60 * options.save_every)
+    events = EventLog(LOGS / f"{name}.tensorboard") if options.tensorboard else None
+    run = Run(
+        planned,
+        name,
+        command=command,
+        resume=options.resume,
+        save_every_s=60 * options.save_every,
+        watch=Watcher(planned, LOGS / f"{name}.csv", events),
+    )
     if run.rows or run.step:
         print(f"resumes after epoch {len(run.rows)}" + (f" and {run.step} steps" if run.step else ""), flush=True)
     try:
@@ -188,20 +207,34 @@ def _train(
         raise SystemExit(130) from None
     score = "undefined" if record.best.score is None else f"{record.best.score:.4f}"
     print(f"best epoch {record.best.epoch}: val {record.best.monitor} {score}")
-    print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv")
+    print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv and its pictures beside it")
+    if events:
+        print(f"to see it: tensorboard --logdir {events.folder} (pip install tensorboard)")
     print(f"next: python predict.py -n {name}")
     return record
 
 
-def _look(recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> None:
-    """Draw what was asked for; train nothing."""
+def _look(name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> None:
+    """Print and draw what was asked for; train nothing."""
+    import yaml
+
     from training.gallery import draw_augmentations
+    from training.preview import draw_first_batch, tables
+    from training.record import LOGS
     from training.run import plan
 
     seed = options.seed or 0
     planned = plan(recipe, dataset, regions=options.regions, seed=seed, precision=options.precision)
-    draw_augmentations(planned.train, options.draw_augmentations, seed)
-    print(f"wrote {options.draw_augmentations}")
+    if options.draw_augmentations:
+        draw_augmentations(planned.train, options.draw_augmentations, seed)
+        print(f"wrote {options.draw_augmentations}")
+    if options.dry_run:
+        print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
+        print(planned.summary())
+        print(tables(planned))
+        batch = LOGS / f"{name}-batch.png"
+        draw_first_batch(planned, batch)
+        print(f"wrote {batch} and nothing else: without --dry-run it is trained")
 
 
 def _cross_validate(

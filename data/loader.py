@@ -181,8 +181,12 @@ class TrainingPatches(_Batches):
         index += self.first
         return self._batch(range(index * self.batch, (index + 1) * self.batch))
 
+    def sample(self, index: int) -> tuple[int, Window, np.random.Generator]:
+        """Return tile number, window and generator of patch `index` of the epoch."""
+        return sample_window(self.source, self.seed, self.epoch, index)
+
     def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
-        tile, window, random = sample_window(self.source, self.seed, self.epoch, index)
+        tile, window, random = self.sample(index)
         inputs, labels = augment(*self.source.cut(tile, window), self.augmentation, random)
         withheld = random.random() < self.unknown_region
         return inputs, labels, UNKNOWN_REGION if withheld else self.source.regions_of_tiles[tile]

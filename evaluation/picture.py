@@ -1,9 +1,13 @@
-"""One figure of a prediction: false colour, reference, labels with their errors outlined, confidence."""
+"""One figure of a prediction: false colour, reference, labels with their errors outlined, confidence.
+
+Its parts (panels, false colour, class colours, outlines) are public: other figures of patches are made of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -58,20 +62,9 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
     """
     classes = predictions.classes
     glacier = glacier_ids(classes)
-    # Inches: square panels of equal distance, with room for tile names, headings and the legend.
-    side, gap, left, right, top, bottom = 2.9, 0.1, 0.35, 0.1, 0.62, 0.75
-    rows = len(names)
-    width = left + 4 * side + 3 * gap + right
-    height = top + rows * side + (rows - 1) * gap + bottom
-    figure = Figure(figsize=(width, height), dpi=110)
-    margins = {
-        "left": left / width,
-        "right": 1 - right / width,
-        "top": 1 - top / height,
-        "bottom": bottom / height,
-    }
-    spaces = {"wspace": gap / side, "hspace": gap / side}
-    grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw=margins | spaces)
+    bottom = 0.75
+    figure, grid = panels(len(names), 4, 2.9, left=0.35, top=0.62, bottom=bottom)
+    height = figure.get_figheight()
     shades = Normalize(1 / len(classes), 1)
     shown = ""
     with TileFile(predictions.source) as source:
@@ -84,12 +77,13 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
             probs = np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
             confidence = colormaps[_CONFIDENCE_COLORS](shades(probs.max(axis=-1)))[..., :3].astype(np.float32)
             show(axes[0], stretch(values, tile.valid), tile.valid)
-            show(axes[1], _paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
-            show(axes[2], _paint(tile.labels, classes), tile.valid)
+            show(axes[1], paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
+            show(axes[2], paint(tile.labels, classes), tile.valid)
             _outline_errors(axes[2], tile, glacier)
             show(axes[3], confidence, tile.valid)
             axes[0].set_ylabel(f"{tile.region or 'no region'}  ·  {name}", fontsize=10, labelpad=6)
-            axes[2].text(0.97, 0.03, _iou(tile, len(classes), glacier), transform=axes[2].transAxes, **_BADGE)
+            score = iou_text(np.where(tile.valid, tile.mask, IGNORE), tile.labels, classes)
+            axes[2].text(0.97, 0.03, score, transform=axes[2].transAxes, **_BADGE)
     headings = {
         "False colour": shown,
         "Reference": "",
@@ -115,6 +109,31 @@ _BADGE = {
     "fontweight": "bold",
     "bbox": {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
 }
+
+
+def panels(
+    rows: int,
+    columns: int,
+    side: float,
+    *,
+    left: float,
+    top: float,
+    bottom: float,
+    right: float = 0.1,
+    gap: float = 0.1,
+) -> tuple[Figure, Any]:
+    """Return a figure and its `(rows, columns)` array of square axes, with room around them; lengths in inches."""
+    width = left + columns * side + (columns - 1) * gap + right
+    height = top + rows * side + (rows - 1) * gap + bottom
+    figure = Figure(figsize=(width, height), dpi=110)
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+    }
+    spaces = {"wspace": gap / side, "hspace": gap / side}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins | spaces)
 
 
 def composite(bands: Mapping[str, Sequence[str]]) -> tuple[list[int], str, str]:
@@ -143,7 +162,8 @@ def stretch(values: Image, valid: NDArray[np.bool_]) -> Image:
     return np.clip(np.nan_to_num((values - low) / np.maximum(high - low, 1e-6)), 0, 1).astype(np.float32)
 
 
-def _paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
+def paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
+    """Return class ids `(H, W)` in their classes' colours, `(H, W, 3)` in 0 … 1; `INVALID` where there is no class."""
     colors = np.array([to_rgb(info.color) for info in classes] + [to_rgb(INVALID)], np.float32)
     return colors[np.minimum(ids, len(classes))]
 
@@ -167,17 +187,17 @@ def outline(axis: Axes, area: NDArray[np.bool_], color: str, width: float = 0.9)
         axis.set_ylim(rows - 0.5, -0.5)
 
 
+def iou_text(reference: NDArray[np.uint8], labels: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> str:
+    """Return what is written over a patch: the IoU of glacier, or that the reference `(H, W)` has none."""
+    pooled = counts(confusion_matrix(reference, labels, len(classes)), glacier_ids(classes))
+    return f"IoU {pooled.iou:.2f}" if pooled.tp + pooled.fn else "no glacier"
+
+
 def _outline_errors(axis: Axes, tile: Prediction, glacier: Sequence[int]) -> None:
     counted = tile.valid & (tile.mask != IGNORE)
     truth, found = np.isin(tile.mask, glacier), np.isin(tile.labels, glacier)
     outline(axis, counted & truth & ~found, MISSED)
     outline(axis, counted & found & ~truth, FALSE)
-
-
-def _iou(tile: Prediction, num_classes: int, glacier: Sequence[int]) -> str:
-    matrix = confusion_matrix(np.where(tile.valid, tile.mask, IGNORE), tile.labels, num_classes)
-    pooled = counts(matrix, glacier)
-    return f"IoU {pooled.iou:.2f}" if pooled.tp + pooled.fn else "no glacier"
 
 
 def _legend(figure: Figure, classes: Sequence[ClassInfo], bottom: float) -> None:

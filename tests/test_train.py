@@ -38,7 +38,8 @@ RECIPE: dict[str, Any] = {
         "schedule": {"name": "plateau", "warmup_epochs": 1},
     },
 }
-RUN_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"}
+PICTURES = {"logs/small.png", "logs/small-patches.png"}
+RUN_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"} | PICTURES
 STATE = "weights/small.resume/state.h5"
 
 
@@ -105,8 +106,29 @@ def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pyt
 
     message = refused(*arguments)
     assert "'small' exists (weights/small.weights.h5)" in message and "-n" in message and "--overwrite" in message
-    main([*arguments[:-1], "5", "--overwrite"])
-    assert written() == RUN_FILES and json.loads(Path("weights/small.json").read_text())["seed"] == 5
+    main([*arguments[:-1], "5", "--overwrite", "--tensorboard"])
+    assert "tensorboard --logdir logs/small.tensorboard" in capsys.readouterr().out
+    assert json.loads(Path("weights/small.json").read_text())["seed"] == 5
+    events = written() - RUN_FILES
+    assert RUN_FILES < written() and {str(Path(name).parent) for name in events} == {
+        "logs/small.tensorboard/train",
+        "logs/small.tensorboard/val",
+    }
+
+
+def test_a_dry_run_shows_and_leaves_everything_as_it_was(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in RUN_FILES:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("of a run before")
+    before = {name: Path(name).read_bytes() for name in written()}
+    main(["-r", "small.yaml", "--dry-run", "--set", "training.batch_size=3", "--tensorboard"])
+    drawn = Path("logs/small-batch.png")
+    assert {name: Path(name).read_bytes() for name in written() - {str(drawn)}} == before
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    printed, _, rest = capsys.readouterr().out.partition("resunet:")
+    assert yaml.safe_load(printed)["training"]["batch_size"] == 3
+    for part in ("block", "fusion", "total", "activations", "3 patches, float32", "wrote logs/small-batch.png"):
+        assert part in rest
 
 
 def test_augmentations_are_drawn_and_nothing_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +153,7 @@ def test_help_says_what_is_read_and_written_and_is_quick(tmp_path: Path) -> None
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines[-1] == "False"
     text = done.stdout
-    for part in ("reads", "writes", "python train.py -m glavitu", "--overwrite", "--precision"):
+    for part in ("reads", "writes", "python train.py -m glavitu", "--overwrite", "--precision", "--dry-run"):
         assert part in text
 
 
@@ -314,7 +336,7 @@ def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 240
-        while not Path("weights/small.json").exists() and process.poll() is None and time.monotonic() < deadline:
+        while not all(map(os.path.exists, RUN_FILES)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         try:

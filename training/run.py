@@ -101,6 +101,22 @@ class Plan:
         """Ids of the classes that the log has scores of: one sigmoid has a probability of class 1 alone."""
         return range(1 if self.recipe.outputs == "sigmoid" else 0, len(self.train.file.classes))
 
+    def training_patches(self, epoch: int, first: int = 0) -> TrainingPatches:
+        """Return the training batches of an epoch (from 0), from those of step `first` on."""
+        training = self.recipe.training
+        return TrainingPatches(
+            self.train,
+            self.outputs,
+            training.part_size,
+            self.steps * training.accumulate,
+            self.seed,
+            epoch,
+            self.recipe.augmentation,
+            training.workers,
+            self.recipe.unknown_region,
+            first=first * training.accumulate,
+        )
+
     def summary(self) -> str:
         """Return what a user wants to know before it starts."""
         training = self.recipe.training
@@ -258,6 +274,8 @@ class Run:
         logs: Folder of logs.
         resume: Go on where the state of the run stands, if it has one; else from the start.
         save_every_s: Seconds between states in the middle of an epoch; every epoch's end saves one.
+        watch: Called at the end of every epoch with the log's rows and the best epoch so far, when all is on disk; the
+            weights are still those of the epoch.
 
     Raises:
         UserError: The state to resume is of a run with another recipe, data, seed, precision or backend.
@@ -273,9 +291,10 @@ class Run:
         logs: Path = LOGS,
         resume: bool = False,
         save_every_s: float = 900.0,
+        watch: Callable[[Sequence[dict[str, Any]], Best], None] = lambda rows, best: None,
     ) -> None:
         self.plan, self.name, self.command = plan, name, command
-        self.weights, self.log = weights, logs / f"{name}.csv"
+        self.weights, self.log, self.watch = weights, logs / f"{name}.csv", watch
         self.save_every_s = save_every_s
         training = plan.recipe.training
         schedule = training.schedule
@@ -444,23 +463,13 @@ class Run:
             self._keep(epoch + 1, score, confusion)
         self._save_state()
         self._report(epoch + 1, row, score, time.monotonic() - self.started)
+        self.watch(self.rows, self.best)
 
     def _epoch(self, epoch: int) -> tuple[dict[str, Any], float, NDArray[np.int64]]:
         """Train and validate one epoch (from 0); return its row of the log, the monitored score, confusion counts."""
         plan, model = self.plan, self.plan.model
         training = plan.recipe.training
-        patches = TrainingPatches(
-            plan.train,
-            plan.outputs,
-            training.part_size,
-            plan.steps * training.accumulate,
-            plan.seed,
-            epoch,
-            plan.recipe.augmentation,
-            training.workers,
-            plan.recipe.unknown_region,
-            first=self.step * training.accumulate,
-        )
+        patches = plan.training_patches(epoch, first=self.step)
         bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
         bar.update(self.step)
         restore_sums = self._restore_sums if self.step else None

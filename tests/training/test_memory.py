@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import architectures
-from training.memory import training_memory
+from training.memory import memory_parts, training_memory
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -51,6 +52,18 @@ def test_the_estimate_grows_with_batch_patch_and_precision() -> None:
     assert patches(8) == pytest.approx(8 * one)
     assert one / 2 < patches(1, "bfloat16") < one
     assert patches(1, of=large) == pytest.approx(4 * one)
+
+
+def test_the_estimate_is_the_sum_of_its_parts_and_frozen_weights_have_no_gradient() -> None:
+    model = architectures.build("resunet", {"dem": 2}, 2, 16, width=4, fusion_width=4, steps=1)
+    parts = memory_parts(model, 2, "float32")
+    assert sum(parts.values()) == training_memory(model, 2, "float32")
+    trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert parts["weights"] == 4 * model.count_params() > 4 * trainable
+    assert parts["optimiser"] == 2 * parts["gradients"] == 8 * trainable
+    model.trainable = False
+    frozen = memory_parts(model, 2, "float32")
+    assert frozen == parts | {"gradients": 0, "optimiser": 0}
 
 
 def test_the_model_is_as_before() -> None:

@@ -27,7 +27,7 @@ from data.windows import grid
 from evaluation.scores import confusion_matrix, counts
 from training.memory import training_memory
 from training.recipe import parse_recipe
-from training.record import Record, load_record
+from training.record import Best, Record, load_record
 from training.run import Plan, Run, plan
 
 PATCH = 32
@@ -451,7 +451,7 @@ def test_a_batch_in_parts_trains_as_the_whole_batch_does(
 
 def test_parts_of_a_batch_need_less_memory(folder: Path) -> None:
     whole, parts = planned(folder, "resunet"), planned(folder, "resunet", training__accumulate=4)
-    accumulators = 4 * whole.model.count_params()
+    accumulators = 4 * sum(weight.numpy().size for weight in whole.model.trainable_weights)
     activations = training_memory(whole.model, 4, "float32") - training_memory(whole.model, 1, "float32")
     assert whole.memory - parts.memory == pytest.approx(activations - accumulators)
 
@@ -537,6 +537,21 @@ def test_of_a_loss_the_lowest_is_the_best(folder: Path, tmp_path: Path, monkeypa
     record = run_of(prepared, tmp_path).train()
     assert (record.best.epoch, record.best.score, record.epochs, record.stopped) == (2, 0.3, 5, "early")
     assert [row["learning_rate"] for row in log_of(tmp_path)] == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 5e-4])
+
+
+def test_who_watches_is_called_each_epoch_when_everything_is_on_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.2])
+    seen = []
+
+    def watch(rows: Sequence[dict[str, Any]], best: Best) -> None:
+        assert rows[-1]["epoch"] == len(log_of(tmp_path)) and best == load_record("mine", tmp_path / "weights").best
+        seen.append((len(rows), best.epoch))
+
+    prepared = planned(folder, training__epochs=3)
+    Run(prepared, "mine", weights=tmp_path / "weights", logs=tmp_path / "logs", watch=watch).train()
+    assert seen == [(1, 1), (2, 2), (3, 2)]
 
 
 # What ends a run before its time
