@@ -22,6 +22,7 @@ from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from evaluation.scores import counts
 from training import precision as precisions
+from training.allocator import keep_freed_memory
 from training.losses import SegmentationLoss
 from training.memory import training_memory
 from training.metrics import ConfusionMatrix, epoch_scores
@@ -173,13 +174,15 @@ class _Steps(keras.callbacks.Callback):
         self.bad_step: int | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Advance the bar."""
+        """Advance the bar, and undo what the first batch's way through TensorFlow did to the memory."""
         loss = float((logs or {})["loss"])
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.bar.update()
         if not math.isfinite(loss):
             self.bad_step = batch + 1
             self.model.stop_training = True
+        if batch == 0:
+            keep_freed_memory()
 
 
 class Run:
