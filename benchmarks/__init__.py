@@ -1,0 +1,1 @@
+"""Measurements: what `make bench` runs, and longer trials than the tests can afford."""
