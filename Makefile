@@ -21,7 +21,7 @@ python := .venv/bin/python
 # Written last, so that an interrupted installation is begun again; it lies inside .venv and goes with it.
 ready := .venv/.ready-$(TENSORFLOW)
 
-.PHONY: help .venv demo test lint format lock
+.PHONY: help .venv demo test lint format bench lock
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,11 @@ lint: .venv  ## style, docstrings, types
 format: .venv  ## put the code into the project's style
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
+
+bench: .venv  ## speed of the data pipeline and of training, as tables for docs/performance.md; leave the machine alone
+	$(python) -m benchmarks.pipeline
+	$(python) -m benchmarks.training
+	@echo "These tables belong into docs/performance.md."
 
 # The second file is held to the first: the two environments differ in TensorFlow and what it brings, nothing else.
 compile := $(python) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \

@@ -29,6 +29,7 @@ from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
 from training import imbalance
 from training import precision as precisions
+from training.allocator import keep_freed_memory
 from training.initial import freeze
 from training.losses import SegmentationLoss, smoothing_labels
 from training.memory import training_memory
@@ -251,6 +252,8 @@ class _Steps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Advance the bar, look at the loss, give the run its chance to save."""
+        if batch == 0:
+            keep_freed_memory()  # `fit` has just had it given back
         loss = float((logs or {})["loss"])
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if not math.isfinite(loss):

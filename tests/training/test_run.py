@@ -282,6 +282,13 @@ def test_one_seed_is_one_run(folder: Path, tmp_path: Path) -> None:
     assert not same("e", seed=1, augmentation={})  # what the recipe says of augmentation is done
 
 
+def test_memory_is_kept_from_the_first_step_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(run_module, "keep_freed_memory", lambda: calls.append("kept"))
+    run_of(planned(folder, training__epochs=1), tmp_path).train()
+    assert calls == ["kept"]
+
+
 def test_regions_restrict_training_and_validation(folder: Path) -> None:
     prepared = planned(folder, regions=["ALP"])
     for patches, expected in ((prepared.train, 4), (prepared.val, 2)):
