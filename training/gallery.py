@@ -28,8 +28,8 @@ _AUGMENTATIONS = {
     "rotate": "by 90°, 180° or 270°",
     "crop": f"{_DEFAULT.crop_scale[0]:g} to {_DEFAULT.crop_scale[1]:g} of the side, rescaled",
     "affine": f"scale {_DEFAULT.affine_scale[0]:g} to {_DEFAULT.affine_scale[1]:g}, "
-    + f"turn ±{_DEFAULT.affine_rotation_deg:g}°, shear ±{_DEFAULT.affine_shear_deg:g}°",
-    "jitter": f"gain and shift per band, std {_DEFAULT.jitter_gain:g} and {_DEFAULT.jitter_shift:g}",
+    + f"±{_DEFAULT.affine_rotation_deg:g}°, shear ±{_DEFAULT.affine_shear_deg:g}°",
+    "jitter": f"gain and shift, std {_DEFAULT.jitter_gain:g} and {_DEFAULT.jitter_shift:g}",
     "brightness_contrast": f"±{_DEFAULT.brightness_range:g} and ±{_DEFAULT.contrast_range:g}, all bands alike",
     "gamma": f"power of {_DEFAULT.gamma_range[0]:g} to {_DEFAULT.gamma_range[1]:g} per band",
     "occlusion": f"rectangles of up to {_DEFAULT.occlusion_size} pixels",
@@ -43,6 +43,12 @@ _DRAWS = 8  # of an augmentation; the strongest is shown
 _COLUMNS = 4
 _OUTLINE = "#ffe14d"
 _BLANK = "#000000"
+_BADGE = {
+    "ha": "right",
+    "va": "bottom",
+    "fontsize": 8,
+    "bbox": {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+}
 
 
 def draw_augmentations(source: PatchSource, path: Path, seed: int) -> None:
@@ -67,16 +73,16 @@ def draw_augmentations(source: PatchSource, path: Path, seed: int) -> None:
     figure, cells = _cells(len(panels) + 1, len(small))
     glacier = glacier_ids(source.file.classes)
     for (title, (caption, changed, moved)), (axis, *beside) in zip(panels.items(), cells, strict=False):
-        image = _image(inputs[large][..., bands], changed[large][..., bands], mask)
+        original, image = (_image(inputs[large][..., bands], x[large][..., bands], mask) for x in (inputs, changed))
         if title in _SUBTLE:
-            original = stretch(inputs[large][..., bands], mask != IGNORE)
-            caption += f"; right half: change ×{_magnify_right_half(image, original):g}"
+            magnified = f"change ×{_magnify_right_half(image, original):g}"
+            axis.text(0.97, 0.03, magnified, transform=axis.transAxes, **_BADGE)
         show(axis, image, moved != IGNORE)
         outline(axis, np.isin(moved, glacier), _OUTLINE)
         for other, name in zip(beside, small, strict=True):
             show(other, _image(inputs[name][..., [0] * 3], changed[name][..., [0] * 3], mask), moved != IGNORE)
         axis.set_title(title, fontsize=12, fontweight="bold", loc="left", pad=17)
-        axis.text(0, 1.025, caption, transform=axis.transAxes, fontsize=8.5, va="bottom")
+        axis.text(0, 1.025, caption, transform=axis.transAxes, fontsize=8, va="bottom")
     beside_it = [f"{name} ({source.file.bands[name][0]})" for name in small]
     _legend(cells[len(panels)], "\n".join([f"large: {large} ({shown})", *(["small:", *beside_it] if small else [])]))
     with replacing(path) as temporary:
