@@ -33,7 +33,7 @@ demo: .venv  ## synthetic tiles, a small GlaViTU trained on them, its prediction
 	$(python) evaluate.py -n demo --baseline --picture
 
 test: .venv  ## all tests
-	$(python) -m pytest
+	$(python) -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv  ## style, docstrings, types
 	$(python) -m ruff check .
