@@ -47,7 +47,7 @@ class Augmentation(BaseModel):
     - `gamma`: sign(x) · |x| ** γ, a γ of `gamma_range` per band: the power of values from 0 to 1, kept odd so that
       standardised values have one too.
     - `occlusion`: a rectangle, each side of 0 to `occlusion_size` pixels, becomes 0 in every band.
-    - `shift`: x + s, an s within ±`shift_range` per band.
+    - `shift`: x + s, a normal s of standard deviation `shift_std` per band.
     - `noise`: x + n, a normal n of standard deviation `noise_std` per pixel and band.
     - `drop`: the modality becomes 0 everywhere; where all would, one stays.
     """
@@ -74,7 +74,7 @@ class Augmentation(BaseModel):
     occlusion: Probability = 0.0
     occlusion_size: Annotated[int, Field(ge=0)] = 192
     shift: Probability = 0.0
-    shift_range: Strength = 0.025
+    shift_std: Strength = 0.025
     noise: Probability = 0.0
     noise_std: Strength = 0.005
     drop: Probability = 0.0
@@ -251,8 +251,7 @@ def _occlusion(x: Array, settings: Augmentation, random: np.random.Generator) ->
 
 
 def _shift(x: Array, settings: Augmentation, random: np.random.Generator) -> Array:
-    shift = settings.shift_range * random.uniform(-1, 1, x.shape[-1:])
-    return _keep_nodata(x, x + shift.astype(np.float32))
+    return _keep_nodata(x, x + settings.shift_std * random.standard_normal(x.shape[-1:], np.float32))
 
 
 def _noise(x: Array, settings: Augmentation, random: np.random.Generator) -> Array:

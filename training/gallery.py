@@ -33,7 +33,7 @@ _AUGMENTATIONS = {
     "brightness_contrast": f"±{_DEFAULT.brightness_range:g} and ±{_DEFAULT.contrast_range:g}, all bands alike",
     "gamma": f"power of {_DEFAULT.gamma_range[0]:g} to {_DEFAULT.gamma_range[1]:g} per band",
     "occlusion": f"rectangles of up to {_DEFAULT.occlusion_size} pixels",
-    "shift": f"±{_DEFAULT.shift_range:g} per band",
+    "shift": f"std {_DEFAULT.shift_std:g} per band",
     "noise": f"std {_DEFAULT.noise_std:g} per pixel and band",
     "drop": "modalities left out, never all",
 }
