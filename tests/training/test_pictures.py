@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.tiles import IGNORE, TWO_CLASSES, ClassInfo
 from evaluation.picture import FALSE, INVALID, MISSED
 from evaluation.scores import confusion_matrix, counts
+from training import pictures
 from training.pictures import (
     Patch,
     choose_patches,
@@ -264,10 +265,18 @@ def test_patches_are_shown_with_their_errors(
     assert explained == [*error_colors(classes), "not seen, or no reference"]
 
 
-@pytest.mark.parametrize(("number", "classes"), [(1, TWO_CLASSES), (6, FOUR_CLASSES), (70, TWO_CLASSES)])
+@pytest.mark.parametrize(
+    ("number", "shown_at_most", "classes"), [(1, 64, TWO_CLASSES), (5, 64, FOUR_CLASSES), (5, 3, TWO_CLASSES)]
+)
 def test_a_batch_is_shown_with_its_masks_outlines(
-    tmp_path: Path, figures: list[Figure], number: int, classes: Sequence[ClassInfo]
+    tmp_path: Path,
+    figures: list[Figure],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    shown_at_most: int,
+    classes: Sequence[ClassInfo],
 ) -> None:
+    monkeypatch.setattr(pictures, "_SHOWN", shown_at_most)
     rng = np.random.default_rng(2)
     patches = [random_patch(rng, len(classes), f"t{index}") for index in range(number)]
     for patch in patches:
@@ -277,7 +286,7 @@ def test_a_batch_is_shown_with_its_masks_outlines(
     (figure,) = figures
     assert_legible(figure)
     shown = [axes for axes in figure.axes if axes.axison]
-    assert len(shown) == min(number, 64)
+    assert len(shown) == min(number, shown_at_most)
     for axes, patch in zip(shown, patches, strict=False):
         share = np.isin(patch.labels[6:], [k for k, info in enumerate(classes) if info.glacier]).mean()
         ice = "no reference" if patch is patches[0] else f"{share:.0%} glacier"
