@@ -219,6 +219,7 @@ def _look(name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespa
     import yaml
 
     from training.gallery import draw_augmentations
+    from training.initial import initialise
     from training.preview import draw_first_batch, tables
     from training.record import LOGS
     from training.run import plan
@@ -231,6 +232,9 @@ def _look(name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespa
     if options.dry_run:
         print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
         print(planned.summary())
+        if options.init:
+            planned, start = initialise(planned, options.init, options.init_inputs)
+            print(start)
         print(tables(planned))
         batch = LOGS / f"{name}-batch.png"
         draw_first_batch(planned, batch)
