@@ -28,7 +28,7 @@ from data.tiles import TileFile, find_dataset
 from evaluation.scores import Counts, confusion_matrix, counts
 
 RARE = synthetic.WATER
-TILES: dict[str, Any] = {"train": 60, "val": 4, "test": 24, "size": 384, "regions": ["ALP", "HMA"], "lakes": 0.4}
+TILES: dict[str, Any] = {"train": 60, "val": 4, "test": 24, "size": 384, "regions": ["ALP", "HMA"], "lakes": 0.15}
 RECIPE: dict[str, Any] = {
     "name": "imbalance",
     "architecture": {"name": "resunet", "options": {"fusion_width": 8, "width": 8, "steps": 3, "dropout": 0.0}},
@@ -36,13 +36,14 @@ RECIPE: dict[str, Any] = {
     "loss": {"cross_entropy": {}, "dice": {}},
     "augmentation": {"flip_vertical": 0.5, "flip_horizontal": 0.5, "rotate": 0.75},
     "training": {
-        "patch_size": 64,
+        "patch_size": 32,
         "batch_size": 16,
         "epochs": 2,
-        "steps_per_epoch": 200,
+        "steps_per_epoch": 150,
         "optimiser": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01},
         "schedule": {"name": "cosine", "warmup_epochs": 0.1},
-        "validation_batch_size": 36,
+        "validation_batch_size": 144,
+        "workers": 1,
     },
 }
 PLAIN = "plain"
@@ -68,7 +69,7 @@ def train_and_score(folder: Path, seed: int, changes: dict[str, Any]) -> np.ndar
     train = planned.train
     source = PatchSource(file, tuple(file.names), train.modalities, train.statistics, train.patch)
     matrix = np.zeros((len(file.classes),) * 2, np.int64)
-    for inputs, labels in WholePatches(source, ["output"], 36):
+    for inputs, labels in WholePatches(source, ["output"], 144):
         predicted = np.asarray(planned.model.predict_on_batch(inputs)["output"]).argmax(axis=-1)
         matrix += confusion_matrix(labels["output"], predicted, len(matrix))
     return matrix
