@@ -149,7 +149,8 @@ class Training(_Part):
     A step is one update of the weights with the gradients of `batch_size` patches. With `accumulate` they come in so
     many parts, of which the network sees one at a time and the update takes the mean gradient: the memory is that of
     a part. Batch normalisation sees the part as well, and so do losses that pool over a batch (Dice); those that are
-    means over pixels are the same where the parts have equally many pixels that count.
+    means over pixels are the same where the parts have equally many pixels that count. Validation sees
+    `validation_batch_size` patches at a time, null for as many as training, and its loss is the mean over these.
 
     `epoch_factor` × ⌊whole patches / batch⌋ steps make an epoch, at least 1, unless `steps_per_epoch` says otherwise.
     `monitor` is the validation score that selects the best epoch and that plateau and stopping watch: of glacier
