@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from console import UserError, progress, replacing
 from data.predictions import PredictionFile
 from data.tiles import ClassInfo
-from evaluation.scores import IGNORE, Counts, confusion_matrix, counts, multiclass_mcc
+from evaluation.scores import IGNORE, Counts, confusion_matrix, counts, kappa, multiclass_mcc
 
 Setting = Literal["valid", "all"]
 """Which pixels count: those that are valid and have a reference, or all that have a reference, where the
@@ -125,9 +125,10 @@ class Evaluation:
         """Return the region table as printed: a line per region, the total, mean ± std of regions' IoU."""
         table = self.region_table
         columns = dict(zip(SCORES, ("IoU", "precision", "recall", "F1", "accuracy", "MCC"), strict=True))
+        columns["kappa"] = "kappa"
         if len(self.classes) > 2:
             columns |= {f"iou_{name}": f"IoU {name}" for name in self.classes}
-            columns["mcc_all_classes"] = "MCC of all"
+            columns |= {"mcc_all_classes": "MCC of all", "kappa_all_classes": "kappa of all"}
         total = {"region": "total", "tiles": len(self.tiles), **self._row(self.matrix)}
         lines = [["region", "tiles", "pixels", "glacier", *columns.values()]]
         for row in [*_records(table), total]:
@@ -167,6 +168,9 @@ class Evaluation:
         if len(self.classes) > 2:
             row |= {f"iou_{name}": counts(matrix, [index]).iou for index, name in enumerate(self.classes)}
             row["mcc_all_classes"] = multiclass_mcc(matrix)
+        row["kappa"] = pooled.kappa
+        if len(self.classes) > 2:
+            row["kappa_all_classes"] = kappa(matrix)
         return row
 
 

@@ -2,6 +2,9 @@
 
 Counts add up: those of a region are the sum over its pixels, whatever tile or batch they came in, and a score
 is computed once, from the sum. No score is a mean over tiles or patches.
+
+A score that has nothing to divide by is nan: it is left out of means and never selects an epoch. scikit-learn says
+0 there (with a warning) for all but kappa, which is nan with it, too; it refuses empty input, where all is nan here.
 """
 
 from __future__ import annotations
@@ -88,19 +91,33 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall (Dice coefficient)."""
+        """Harmonic mean of precision and recall; nan where there is no positive in either."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient: another name of `f1`."""
+        return self.f1
 
     @property
     def accuracy(self) -> float:
         """Share of all pixels that are right."""
-        return _ratio(self.tp + self.tn, self.pixels)
+        return accuracy(self.matrix)
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa of positive against the rest; nan where both maps are of one class, the same."""
+        return kappa(self.matrix)
 
     @property
     def mcc(self) -> float:
         """Matthews correlation coefficient, -1 … 1; nan where a row or column of the matrix is empty."""
-        tp, fp, fn, tn = (int(count) for count in (self.tp, self.fp, self.fn, self.tn))  # unbounded integers
-        return _ratio(tp * tn - fp * fn, math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+        return multiclass_mcc(self.matrix)  # of two classes, R_K is Matthews's coefficient
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The confusion matrix `(2, 2)`: the rest, positive."""
+        return np.array([[self.tn, self.fp], [self.fn, self.tp]])
 
 
 def counts(matrix: np.ndarray, positive: Collection[int]) -> Counts:
@@ -119,17 +136,38 @@ def counts(matrix: np.ndarray, positive: Collection[int]) -> Counts:
     )
 
 
+def accuracy(matrix: np.ndarray) -> float:
+    """Share of the pixels of a matrix `(K, K)` that are of their class; nan of no pixels."""
+    correct, _, actual, _ = _margins(matrix)
+    return _ratio(correct, sum(actual))
+
+
+def kappa(matrix: np.ndarray) -> float:
+    """Agreement of all classes beyond chance, -1 … 1 (Cohen 1960, doi:10.1177/001316446002000104).
+
+    (p - e)/(1 - e) of the accuracy p and of the accuracy e that maps with the same shares of classes have by chance;
+    nan where reference and prediction are of one class, the same.
+    """
+    correct, by_chance, actual, _ = _margins(matrix)
+    total = sum(actual)
+    return _ratio(correct * total - by_chance, total**2 - by_chance)
+
+
 def multiclass_mcc(matrix: np.ndarray) -> float:
     """Matthews correlation of all classes, R_K (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006).
 
     Equal to `Counts.mcc` for two classes; nan where the reference or the prediction is of one class only.
     """
-    rows: list[list[int]] = matrix.tolist()
-    total = sum(map(sum, rows))
-    correct = sum(row[k] for k, row in enumerate(rows))
-    actual = [sum(row) for row in rows]
-    predicted = [sum(column) for column in zip(*rows, strict=True)]
-    numerator = correct * total - sum(a * p for a, p in zip(actual, predicted, strict=True))
+    correct, by_chance, actual, predicted = _margins(matrix)
+    total = sum(actual)
     spread_actual = total**2 - sum(a * a for a in actual)
     spread_predicted = total**2 - sum(p * p for p in predicted)
-    return _ratio(numerator, math.sqrt(spread_actual * spread_predicted))
+    return _ratio(correct * total - by_chance, math.sqrt(spread_actual * spread_predicted))
+
+
+def _margins(matrix: np.ndarray) -> tuple[int, int, list[int], list[int]]:
+    """Return the trace, the sums of rows and columns multiplied and summed, and these sums: unbounded integers."""
+    rows: list[list[int]] = matrix.tolist()
+    actual, predicted = [sum(row) for row in rows], [sum(column) for column in zip(*rows, strict=True)]
+    by_chance = sum(a * p for a, p in zip(actual, predicted, strict=True))
+    return sum(row[k] for k, row in enumerate(rows)), by_chance, actual, predicted

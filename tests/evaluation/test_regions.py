@@ -70,8 +70,11 @@ def test_confusion_among_glacier_classes_is_no_error_but_by_class() -> None:
     assert row["iou_debris"] == pytest.approx(5 / 12)
     truth, guess = (np.repeat(ids.ravel(), np.ravel(matrix)) for ids in np.indices((4, 4)))
     assert row["mcc_all_classes"] == pytest.approx(metrics.matthews_corrcoef(truth, guess))
-    assert "IoU debris" in four.text() and "MCC of all" in four.text()
-    assert "IoU debris" not in TWO.text()
+    assert row["kappa_all_classes"] == pytest.approx(metrics.cohen_kappa_score(truth, guess))
+    is_true, is_found = np.isin(truth, (1, 2)), np.isin(guess, (1, 2))
+    assert row["kappa"] == pytest.approx(metrics.cohen_kappa_score(is_true, is_found))
+    assert all(name in four.text() for name in ("IoU debris", "MCC of all", "kappa of all"))
+    assert "IoU debris" not in TWO.text() and "of all" not in TWO.text()
 
 
 def test_settings_differ_by_the_invalid_pixels_only() -> None:
@@ -90,6 +93,7 @@ def test_reports_are_complete_and_read_back(tmp_path: Path) -> None:
     regions, tiles = pd.read_csv(folder / "regions.csv"), pd.read_csv(folder / "tiles.csv")
     assert list(regions["region"]) == ["ALP", "SC", "SCX"] and list(tiles["tile"])[0] == "SC-0"
     assert list(regions.columns)[4:8] == ["tp", "fp", "fn", "tn"]
+    assert list(regions.columns)[8:] == ["iou", "precision", "recall", "f1", "accuracy", "mcc", "kappa", "setting"]
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["run"] == "r" and scores["classes"] == ["background", "ice"] and scores["setting"] == "valid"
     assert scores["glacier_classes"] == ["ice"]
