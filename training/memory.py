@@ -15,15 +15,21 @@ _BYTES = {"float32": 4, "bfloat16": 3, "float16": 3}
 _FRAMEWORK = 1.0e9
 
 
-def training_memory(model: keras.Model, batch_size: int, precision: str) -> float:
-    """Return the bytes that a training step with Adam is expected to need at its peak.
+def training_memory(model: keras.Model, batch_size: int, precision: str, values_per_parameter: int = 4) -> float:
+    """Return the bytes that a training step is expected to need at its peak.
 
-    Weights, gradients and two moments take 16 bytes a parameter; every layer's output is kept for the backward pass,
-    and half as much again stands for gradients that pass by and for convolutions and normalisations that copy their
-    input. Measured peaks of the resident memory on CPUs, of all architectures, were 0.8 to 1.25 times this.
+    Weights, gradients and Adam's two moments take 16 bytes a parameter; every layer's output is kept for the backward
+    pass, and half as much again stands for gradients that pass by and for convolutions and normalisations that copy
+    their input. Measured peaks of the resident memory on CPUs, of all architectures, were 0.8 to 1.25 times this.
+
+    Args:
+        model: The network.
+        batch_size: Patches that it sees at a time.
+        precision: `float32`, `bfloat16` or `float16`.
+        values_per_parameter: Numbers of 4 bytes that are kept for each parameter (`training.optimisers`).
     """
     activations = sum(_leaf_outputs(model)) * batch_size * _BYTES[precision]
-    return _FRAMEWORK + 16.0 * model.count_params() + 1.5 * activations
+    return _FRAMEWORK + 4.0 * values_per_parameter * model.count_params() + 1.5 * activations
 
 
 def _leaf_outputs(model: keras.Model) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from evaluation.scores import counts
+from evaluation.scores import accuracy, counts, multiclass_mcc
 from training.losses import IGNORE
 
 _CARRY = 2**20
@@ -65,8 +65,27 @@ def epoch_scores(matrix: NDArray[np.int64], prefix: str, classes: Iterable[int])
 
     The names are `{prefix}_accuracy`, `{prefix}_iou_1` and so on; a score that is undefined is nan.
     """
-    scores = {f"{prefix}_accuracy": float(np.trace(matrix) / max(1, matrix.sum()))}
+    scores = {f"{prefix}_accuracy": accuracy(matrix)}
     for k in classes:
         c = counts(matrix, {k})
         scores |= {f"{prefix}_iou_{k}": c.iou, f"{prefix}_precision_{k}": c.precision, f"{prefix}_recall_{k}": c.recall}
     return scores
+
+
+def monitored(monitor: str, matrix: NDArray[np.int64], glacier: Collection[int], loss: float) -> float:
+    """Return the score that a recipe names: of glacier against the rest, unless it is of all classes or the loss.
+
+    Args:
+        monitor: `multiclass_mcc`, `loss`, or a score of `evaluation.scores.Counts`.
+        matrix: Counts (K, K) of the validation split.
+        glacier: Ids of the classes that count as glacier.
+        loss: The validation loss.
+
+    Returns:
+        The score; nan where it is undefined.
+    """
+    if monitor == "loss":
+        return loss
+    if monitor == "multiclass_mcc":
+        return multiclass_mcc(matrix)
+    return float(getattr(counts(matrix, glacier), monitor))

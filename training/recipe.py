@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,17 @@ from training.losses import LossTerms
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 ReducedPrecision = Literal["float16", "bfloat16"]
+Monitor = Literal["iou", "dice", "f1", "precision", "recall", "accuracy", "kappa", "mcc", "multiclass_mcc", "loss"]
+_OPTIMISERS_WITH = {
+    "weight_decay": ("adamw",),
+    "l2": ("adam", "sgd"),
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "epsilon": ("adam", "adamw"),
+}
 
 
 class _Part(BaseModel):
@@ -33,56 +43,131 @@ class Architecture(_Part):
 
 
 class Optimiser(_Part):
-    """Adam, or AdamW with decoupled `weight_decay`."""
+    """Adam, AdamW or stochastic gradient descent (sgd), with all trainable variables treated alike, biases as well.
 
-    name: Literal["adam", "adamw"] = "adam"
+    A step clips the gradient, all variables as one vector, to the norm `clip_norm`, and then adds `l2` times the
+    weights to it: PyTorch's order, and what its Adam and SGD call weight decay. AdamW's `weight_decay` is decoupled
+    (Loshchilov and Hutter 2019, arXiv:1711.05101): each step takes rate × `weight_decay` of the weights off, whatever
+    their gradient. `epsilon` is the ε̂ of Kingma and Ba 2015 (arXiv:1412.6980, end of section 2), null for Keras's;
+    `momentum` is Polyak's, or with `nesterov` Nesterov's.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 5e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
+    l2: NotNegative = 0.0
+    clip_norm: Positive | None = None
+    epsilon: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
 
     @model_validator(mode="after")
-    def _decay_is_used(self) -> Optimiser:
-        if self.name == "adam" and self.weight_decay:
-            raise ValueError("weight_decay needs the optimiser adamw")
+    def _every_option_is_used(self) -> Optimiser:
+        for option, names in _OPTIMISERS_WITH.items():
+            if getattr(self, option) and self.name not in names:
+                raise ValueError(f"{option} needs the optimiser {' or '.join(names)}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
+class Constant(_Part):
+    """The rate as it is, after the warm-up."""
+
+    name: Literal["constant"]
+    warmup_epochs: NotNegative = 0.0
+
+
 class Plateau(_Part):
-    """×`factor` after `patience` epochs without the monitored score rising by more than `min_delta`."""
+    """×`factor` after `patience` epochs in which the monitored score gained no more than `min_delta`, down to `floor`.
+
+    A gain is a rise; of the loss it is a fall.
+    """
 
     name: Literal["plateau"]
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: NotNegative = 0.0
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     patience: Count = 10
-    min_delta: Annotated[float, Field(ge=0)] = 1e-4
+    min_delta: NotNegative = 1e-4
+    floor: NotNegative = 0.0
 
 
 class Cosine(_Part):
     """Half a cosine from the rate to 0 over the run's epochs, after the warm-up."""
 
     name: Literal["cosine"]
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: NotNegative = 0.0
+
+
+class Restarts(_Part):
+    """Half a cosine from the rate to 0 up to the end of each of `epochs` and of the run, then at once the full rate.
+
+    Loshchilov and Hutter 2017 (arXiv:1608.03983). The warm-up is at the start alone, within the first cosine.
+    """
+
+    name: Literal["restarts"]
+    warmup_epochs: NotNegative = 0.0
+    epochs: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+    @field_validator("epochs")
+    @classmethod
+    def _rising(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ValueError("expected epochs each later than the one before")
+        return epochs
 
 
 class Training(_Part):
     """Sizes, optimiser, schedule and stopping; epochs count from 1 in what the user sees.
 
+    A step is one update of the weights with the gradients of `batch_size` patches. With `accumulate` they come in so
+    many parts, of which the network sees one at a time and the update takes the mean gradient: the memory is that of
+    a part. Batch normalisation sees the part as well, and so do losses that pool over a batch (Dice); those that are
+    means over pixels are the same where the parts have equally many pixels that count. Validation sees
+    `validation_batch_size` patches at a time, null for as many as training, and its loss is the mean over these.
+
     `epoch_factor` × ⌊whole patches / batch⌋ steps make an epoch, at least 1, unless `steps_per_epoch` says otherwise.
-    `stop_patience` epochs without any gain in the monitored score end the run; null never does. `precision` lists the
-    reduced precisions that the recipe allows, in order of preference.
+    `monitor` is the validation score that selects the best epoch and that plateau and stopping watch: of glacier
+    against the rest, but `multiclass_mcc` is of all classes, and `loss` is the validation loss, the lower the better.
+    `stop_patience` epochs without any gain in it end the run; null never does. `precision` lists the reduced precisions
+    that the recipe allows, in order of preference.
     """
 
     patch_size: Count = 384
     batch_size: Count = 8
+    accumulate: Count = 1
     epochs: Count = 1000
     epoch_factor: Positive = 2.0
     steps_per_epoch: Count | None = None
     optimiser: Optimiser = Optimiser()
-    schedule: Annotated[Plateau | Cosine, Field(discriminator="name")]
-    monitor: Literal["iou", "f1", "mcc"] = "iou"
+    schedule: Annotated[Constant | Plateau | Cosine | Restarts, Field(discriminator="name")]
+    monitor: Monitor = "iou"
     stop_patience: Count | None = None
     precision: tuple[ReducedPrecision, ...] = ()
     validation_batch_size: Count | None = None
     workers: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Training:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} can't be divided into accumulate {self.accumulate} equal parts"
+            )
+        if isinstance(self.schedule, Restarts) and self.schedule.epochs[-1] >= self.epochs:
+            raise ValueError(
+                f"a restart after epoch {self.schedule.epochs[-1]} needs more epochs than {self.epochs}: "
+                "raise epochs, or leave it out of schedule.epochs (the last cosine ends with the run by itself)"
+            )
+        if isinstance(self.schedule, Plateau) and self.schedule.floor > self.optimiser.learning_rate:
+            raise ValueError(
+                f"schedule.floor {self.schedule.floor} is above optimiser.learning_rate {self.optimiser.learning_rate}"
+            )
+        return self
+
+    @property
+    def part_size(self) -> int:
+        """Patches that the network sees at a time."""
+        return self.batch_size // self.accumulate
 
     def steps(self, whole_patches: int) -> int:
         """Return the steps of an epoch over a split that holds `whole_patches`."""

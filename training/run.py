@@ -20,11 +20,11 @@ import architectures
 from console import UserError, progress, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
 from data.tiles import Dataset, TileFile, select
-from evaluation.scores import counts
 from training import precision as precisions
 from training.losses import SegmentationLoss
 from training.memory import training_memory
-from training.metrics import ConfusionMatrix, epoch_scores
+from training.metrics import ConfusionMatrix, epoch_scores, monitored
+from training.optimisers import optimiser_of, values_per_parameter
 from training.recipe import Plateau, Recipe
 from training.record import (
     LOGS,
@@ -42,6 +42,7 @@ from training.record import (
 from training.schedules import Patience, rate_of
 
 _SHOWN_PROBLEMS = 20
+_LOGGED = {"iou", "precision", "recall", "accuracy"}  # with two classes, glacier's have columns of their own
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ class Plan:
             f"{self.recipe.architecture.name}: {self.model.count_params():,} parameters; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
             f"train {len(self.train.names)} tiles, val {len(self.val.names)} tiles, patches of "
-            f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches an "
-            f"epoch, at most {training.epochs} epochs\n"
+            f"{training.patch_size}×{training.patch_size}; {self.steps} steps of {training.batch_size} patches"
+            f"{f', {training.part_size} at a time,' if training.accumulate > 1 else ''} an epoch, "
+            f"at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
         )
 
@@ -156,7 +158,7 @@ def plan(
         seed=seed,
         regions=known_regions,
         steps=recipe.training.steps(sources["train"].whole_patches),
-        memory=training_memory(model, recipe.training.batch_size, chosen),
+        memory=training_memory(model, recipe.training.part_size, chosen, values_per_parameter(recipe.training)),
     )
 
 
@@ -165,20 +167,21 @@ def _is_scaled(file: TileFile) -> bool:
 
 
 class _Steps(keras.callbacks.Callback):
-    """Shows the steps of an epoch and stops it when the loss is no longer finite."""
+    """Shows the steps of an epoch, each of `parts` batches, and stops it when the loss is no longer finite."""
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    def __init__(self, bar: tqdm[Any], parts: int) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.parts = bar, parts
         self.bad_step: int | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Advance the bar."""
         loss = float((logs or {})["loss"])
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self.bar.update()
+        if (batch + 1) % self.parts == 0:
+            self.bar.update()
         if not math.isfinite(loss):
-            self.bad_step = batch + 1
+            self.bad_step = batch // self.parts + 1
             self.model.stop_training = True
 
 
@@ -206,7 +209,7 @@ class Run:
         self.dataset = describe_dataset(plan.dataset, ("train", "val"))
         loss = SegmentationLoss(plan.recipe.loss)
         plan.model.compile(
-            optimizer=_optimiser(plan.recipe, self.rate),
+            optimizer=optimiser_of(training, self.rate),
             loss=dict.fromkeys(plan.outputs, loss),
             loss_weights={output: plan.recipe.output_weights.get(output, 1.0) for output in plan.outputs},
             metrics={output: [confusion] for output, confusion in self.confusions.items()},
@@ -220,11 +223,11 @@ class Run:
         Raises:
             UserError: The loss stopped being finite; weights, record and log of the epochs before are kept.
         """
-        recipe, plan = self.plan.recipe, self.plan
-        training = recipe.training
+        training = self.plan.recipe.training
         schedule = training.schedule
-        plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0)
-        stopping = Patience()
+        falling = training.monitor == "loss"
+        plateau = Patience(schedule.min_delta if isinstance(schedule, Plateau) else 0.0, lower_is_better=falling)
+        stopping = Patience(lower_is_better=falling)
         started = time.monotonic()
         try:
             for epoch in range(training.epochs):
@@ -236,8 +239,7 @@ class Run:
                 self._report(epoch + 1, row, score, time.monotonic() - started)
                 if isinstance(schedule, Plateau) and plateau.wait(score) >= schedule.patience:
                     plateau.waited = 0
-                    self.rate.factor *= schedule.factor
-                    plan.model.make_train_function(force=True)
+                    self.rate.lower(schedule)
                 if training.stop_patience and waited >= training.stop_patience:
                     return self._save_record("early")
         except KeyboardInterrupt:
@@ -264,8 +266,8 @@ class Run:
         patches = TrainingPatches(
             plan.train,
             plan.outputs,
-            training.batch_size,
-            plan.steps,
+            training.part_size,
+            plan.steps * training.accumulate,
             plan.seed,
             epoch,
             plan.recipe.augmentation,
@@ -273,7 +275,7 @@ class Run:
             plan.recipe.unknown_region,
         )
         bar: tqdm[Any] = progress((), f"epoch {epoch + 1}/{training.epochs}", total=plan.steps, unit="step")
-        steps = _Steps(bar)
+        steps = _Steps(bar, training.accumulate)
         try:
             history = model.fit(patches, epochs=1, verbose=0, shuffle=False, callbacks=[steps])
         finally:
@@ -283,7 +285,7 @@ class Run:
         train_logs = {key: values[0] for key, values in history.history.items()}
         train_matrices = {output: c.matrix() for output, c in self.confusions.items()}
 
-        batch = training.validation_batch_size or training.batch_size
+        batch = training.validation_batch_size or training.part_size
         val_logs = model.evaluate(
             WholePatches(plan.val, plan.outputs, batch, training.workers), verbose=0, return_dict=True
         )
@@ -301,7 +303,11 @@ class Run:
             for output, matrix in matrices.items():
                 row[f"{prefix}{output}_loss"] = logs.get(f"{output}_loss", logs["loss"])
                 row |= epoch_scores(matrix, f"{prefix}{output}", plan.scored_classes)
-        return row, float(getattr(counts(val_matrices["output"], plan.glacier), training.monitor))
+        matrix = val_matrices["output"]
+        score = monitored(training.monitor, matrix, plan.glacier, val_logs["loss"])
+        if len(matrix) > 2 or training.monitor not in _LOGGED:
+            row.setdefault(f"val_{training.monitor}", score)
+        return row, score
 
     def _keep(self, epoch: int, score: float) -> None:
         """Save the weights of the best epoch so far with the record: both, or on any error neither."""
@@ -358,7 +364,10 @@ class Run:
         """Print one line about the epoch, with the time left if no early stop comes."""
         training = self.plan.recipe.training
         if epoch == 1 and math.isnan(score):
-            warn("the validation split has no glacier: no epoch is better than another, the first is kept")
+            warn(
+                f"the validation {training.monitor} is undefined: the split has no glacier, or none is predicted yet; "
+                "the first epoch is kept until there is a score"
+            )
         left = seconds / epoch * (training.epochs - epoch)
         print(
             f"epoch {epoch}/{training.epochs}  loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  "
@@ -379,13 +388,6 @@ def _claim(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for start in range(0, size, 2**20):
             file.write(bytes(min(2**20, size - start)))
-
-
-def _optimiser(recipe: Recipe, rate: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
-    optimiser = recipe.training.optimiser
-    if optimiser.name == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=optimiser.weight_decay)
-    return keras.optimizers.Adam(rate)
 
 
 def _duration(seconds: float) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from evaluation.scores import confusion_matrix, counts
+from evaluation.scores import confusion_matrix, counts, multiclass_mcc
 from training.losses import IGNORE
-from training.metrics import ConfusionMatrix, epoch_scores
+from training.metrics import ConfusionMatrix, epoch_scores, monitored
+from training.recipe import Monitor
 
 
 def batch(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +82,17 @@ def test_the_log_has_scores_by_class_under_their_names() -> None:
     assert scores["val_output_iou_2"] == 0 and math.isnan(scores["val_output_recall_2"])
     alone = epoch_scores(matrix[:2, :2], "output", range(1, 2))
     assert list(alone) == ["output_accuracy", "output_iou_1", "output_precision_1", "output_recall_1"]
+
+
+def test_without_a_pixel_no_score_is_defined() -> None:
+    assert all(math.isnan(score) for score in epoch_scores(np.zeros((2, 2), np.int64), "output", range(2)).values())
+
+
+def test_every_score_that_a_recipe_may_name_is_found() -> None:
+    matrix, glacier = np.array([[50, 3, 2], [5, 30, 0], [1, 4, 9]]), {1, 2}
+    found = {name: monitored(name, matrix, glacier, 0.7) for name in get_args(Monitor)}
+    assert found.pop("loss") == 0.7
+    assert found.pop("multiclass_mcc") == multiclass_mcc(matrix)
+    pooled = counts(matrix, glacier)
+    assert found == {name: getattr(pooled, name) for name in found} and len(found) == 8
+    assert found["iou"] == found["dice"] / (2 - found["dice"]) == 43 / 54

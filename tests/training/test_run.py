@@ -24,6 +24,7 @@ from data.normalisation import Statistics, fit
 from data.tiles import IGNORE, TWO_CLASSES, ClassInfo, TileFile, TileWriter, find_dataset
 from data.windows import grid
 from evaluation.scores import confusion_matrix, counts
+from training.memory import training_memory
 from training.recipe import parse_recipe
 from training.record import Record, load_record
 from training.run import Plan, Run, plan
@@ -46,12 +47,13 @@ def tiny(
     size: tuple[int, int],
     *,
     width: int = 4,
+    dropout: float = 0.1,
     location_size: int = 0,
 ) -> keras.Model:
     """Two convolutions, for what depends on no architecture: compiled in a moment."""
     tensors = {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
     x = keras.layers.Concatenate()(list(tensors.values()))
-    x = keras.layers.Dropout(0.1)(keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x))
+    x = keras.layers.Dropout(dropout)(keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x))
     activation = "softmax" if num_classes > 1 else "sigmoid"
     output = keras.layers.Conv2D(num_classes, 1, activation=activation, dtype="float32", name="output")(x)
     return keras.Model(tensors, {"output": output})
@@ -243,6 +245,7 @@ def test_the_monitored_score_is_of_all_glacier_classes_together(tmp_path: Path) 
     matrix = matrix_over_all_pixels(restored(record, tmp_path), record, TileFile(folder / "val.hdf5"))
     (row,) = log_of(tmp_path)
     assert record.best.score == pytest.approx(counts(matrix, {1, 2}).iou, abs=1e-3)
+    assert row["val_iou"] == record.best.score
     for k in range(3):
         for score in SCORES:
             expected = getattr(counts(matrix, {k}), score)
@@ -324,6 +327,67 @@ def test_the_recipe_chooses_the_optimiser(folder: Path, tmp_path: Path) -> None:
     assert float(adamw.learning_rate) == pytest.approx(3e-3)
 
 
+@pytest.mark.parametrize("monitor", ["mcc", "loss"])
+def test_the_recipe_names_the_score_that_selects(folder: Path, tmp_path: Path, monitor: str) -> None:
+    prepared = planned(folder, training__monitor=monitor, training__epochs=1, training__steps_per_epoch=20)
+    record = run_of(prepared, tmp_path).train()
+    (row,) = log_of(tmp_path)
+    assert record.best.monitor == monitor and record.best.score == row[f"val_{monitor}"]
+    if monitor == "mcc":
+        matrix = matrix_over_all_pixels(restored(record, tmp_path), record, TileFile(folder / "val.hdf5"))
+        assert row["val_mcc"] == pytest.approx(counts(matrix, {1}).mcc, abs=1e-3)
+    else:
+        assert list(row)[-1] == "val_output_recall_1"  # the loss has a column already
+
+
+def test_a_batch_in_parts_trains_as_the_whole_batch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "tiles"
+    folder.mkdir()
+    for split in ("train", "val"):  # every pixel counts, so that the parts have equally many of them
+        with TileWriter(folder / f"{split}.hdf5", TWO_CLASSES, {"dem": ["z", "slope"]}, None) as writer:
+            for number in range(3):
+                dem = rng.normal(size=(40, 48, 2)).astype(np.float32)
+                writer.add(f"t{number}", {"dem": dem}, dem[..., 0] > 0, np.ones((40, 48)), "ALP")
+    bars = []
+    progress = run_module.progress
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        bars.append(progress(*arguments, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(run_module, "progress", watched)
+    weights, logs = [], []
+    for accumulate in (1, 4):
+        prepared = planned(
+            folder,
+            inputs=["dem"],
+            architecture__options={"dropout": 0.0},
+            training__accumulate=accumulate,
+            training__validation_batch_size=4,
+            training__optimiser={"learning_rate": 1e-2, "epsilon": 1e-3},
+            training__schedule={"name": "cosine", "warmup_epochs": 1},
+        )
+        assert ("3 steps of 4 patches, 1 at a time, an epoch" in prepared.summary()) == (accumulate == 4)
+        run_of(prepared, tmp_path, f"by-{accumulate}").train()
+        weights.append(prepared.model.get_weights())
+        logs.append(log_of(tmp_path, f"by-{accumulate}"))
+    for whole, parts in zip(*weights, strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
+    for whole, parts in zip(*logs, strict=True):
+        assert parts["learning_rate"] == whole["learning_rate"]
+        assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)
+    assert [(bar.n, bar.total) for bar in bars] == [(3, 3)] * 4
+
+
+def test_parts_of_a_batch_need_less_memory(folder: Path) -> None:
+    whole, parts = planned(folder, "resunet"), planned(folder, "resunet", training__accumulate=4)
+    accumulators = 4 * whole.model.count_params()
+    activations = training_memory(whole.model, 4, "float32") - training_memory(whole.model, 1, "float32")
+    assert whole.memory - parts.memory == pytest.approx(activations - accumulators)
+
+
 # Schedule and stopping
 
 
@@ -396,11 +460,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(
     assert f"epoch {epochs}/6" in output.out
 
 
+def test_of_a_loss_the_lowest_is_the_best(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5, 0.3, 0.4, 0.3, 0.35, 0.1])
+    schedule = {"name": "plateau", "patience": 1, "factor": 0.1, "floor": 5e-4}
+    prepared = planned(
+        folder, training__epochs=6, training__stop_patience=3, training__monitor="loss", training__schedule=schedule
+    )
+    record = run_of(prepared, tmp_path).train()
+    assert (record.best.epoch, record.best.score, record.epochs, record.stopped) == (2, 0.3, 5, "early")
+    assert [row["learning_rate"] for row in log_of(tmp_path)] == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 5e-4])
+
+
 # What ends a run before its time
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder: Path, tmp_path: Path) -> None:
-    prepared = planned(folder, training__optimiser={"learning_rate": 1e30})
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder: Path, tmp_path: Path, accumulate: int) -> None:
+    prepared = planned(folder, training__optimiser={"learning_rate": 1e30}, training__accumulate=accumulate)
     with pytest.raises(
         UserError, match=r"not finite at step 2 of epoch 1; there are no weights yet\. Try a lower rate"
     ):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from training.recipe import Cosine, Plateau
+from training.recipe import Constant, Cosine, Plateau, Restarts
 from training.schedules import Patience, Rate, rate_of
 
 
@@ -23,7 +23,8 @@ def test_warm_up_is_linear_and_reaches_the_rate() -> None:
 
 
 def test_without_warm_up_the_rate_is_constant() -> None:
-    np.testing.assert_allclose(rates(rate_of(Plateau(name="plateau"), 1e-3, 8, 2), 30), 1e-3, rtol=1e-6)
+    for schedule in (Plateau(name="plateau"), Constant(name="constant")):
+        np.testing.assert_allclose(rates(rate_of(schedule, 1e-3, 8, 2), 30), 1e-3, rtol=1e-6)
 
 
 def test_cosine_falls_from_the_rate_to_0() -> None:
@@ -41,15 +42,40 @@ def test_a_run_of_warm_up_only_has_no_cosine() -> None:
     np.testing.assert_allclose(rates(rate, 4), 1e-3 * np.arange(1, 5) / 4, rtol=1e-6)
 
 
+def test_each_cosine_falls_to_0_and_the_next_starts_at_the_full_rate() -> None:
+    schedule = Restarts(name="restarts", epochs=(1, 3), warmup_epochs=0.5)
+    found = rates(rate_of(schedule, 2e-3, steps=4, epochs=6), 25)
+    expected = [0.5, 1]  # the warm-up, then cosines over 2, 8 and 12 steps
+    for length in (2, 8, 12):
+        expected += [0.5 * (1 + math.cos(math.pi * step / length)) for step in range(length)]
+    assert expected[2] == expected[4] == expected[12] == 1
+    np.testing.assert_allclose(found, 2e-3 * np.array([*expected, 0]), rtol=1e-5, atol=1e-9)
+
+
+def test_a_run_without_restarts_is_one_cosine() -> None:
+    one = rate_of(Cosine(name="cosine", warmup_epochs=1), 1e-3, steps=5, epochs=4)
+    several = rate_of(Restarts(name="restarts", warmup_epochs=1, epochs=(4,)), 1e-3, steps=5, epochs=8)
+    np.testing.assert_allclose(rates(several, 20), rates(one, 20), rtol=1e-6)
+
+
+def test_a_plateau_lowers_the_rate_down_to_its_floor() -> None:
+    rate, plateau = Rate(1e-4), Plateau(name="plateau", factor=0.5, floor=2e-5)
+    found = []
+    for _ in range(5):
+        found.append(float(rate(0)))
+        rate.lower(plateau)
+    assert found == pytest.approx([1e-4, 5e-5, 2.5e-5, 2e-5, 2e-5])
+
+
 def test_the_factor_multiplies_warm_up_and_cosine() -> None:
-    rate = Rate(1e-3, warmup_steps=3, cosine_steps=9)
+    rate = Rate(1e-3, warmup_steps=3, cosine_ends=(9,))
     before = rates(rate, 9)
     rate.factor = 0.1
     np.testing.assert_allclose(rates(rate, 9), before / 10, rtol=1e-5)
 
 
 def test_a_schedule_is_made_again_from_its_config() -> None:
-    rate = Rate(1e-3, warmup_steps=3, cosine_steps=9)
+    rate = Rate(1e-3, warmup_steps=3, cosine_ends=(4, 9))
     np.testing.assert_array_equal(rates(Rate(**rate.get_config()), 9), rates(rate, 9))
 
 
@@ -74,6 +100,14 @@ def test_patience_drops_the_rate_when_keras_does(scores: list[float], patience: 
         if ours.wait(score) >= patience:
             ours.waited, rate = 0, rate / 2
         assert rate == pytest.approx(float(optimizer.learning_rate)), (epoch, score)
+
+
+@pytest.mark.parametrize("min_delta", [0.0, 1e-4])
+@pytest.mark.parametrize("scores", SCORES)
+def test_patience_with_a_loss_is_patience_with_its_negative(scores: list[float], min_delta: float) -> None:
+    rising, falling = Patience(min_delta), Patience(min_delta, lower_is_better=True)
+    for score in scores:
+        assert falling.wait(-score) == rising.wait(score) and falling.best == -rising.best
 
 
 def test_without_a_delta_any_rise_counts_and_nan_never_does() -> None:
