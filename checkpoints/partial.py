@@ -283,7 +283,8 @@ def _listed(differences: Sequence[Difference]) -> Iterator[str]:
         groups.setdefault((_place(difference.name), difference.why), []).append(difference)
     for (place, why), members in groups.items():
         if len(members) > _LISTED:
-            yield f"{place} ({len(members)} weights): {why}"
+            example = f", such as {members[0]}" if members[0].shape and members[0].stored else ""
+            yield f"{place} ({len(members)} weights{example}): {why}"
         else:
             yield from (f"{member}: {why}" for member in members)
 

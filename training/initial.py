@@ -57,7 +57,8 @@ class Start:
 
     def __str__(self) -> str:
         """Return the report that is printed before training."""
-        lines = [f"start from {self.source} ({self.path}): {self.transfer}"]
+        file = "" if self.source == str(self.path) else f" ({self.path})"
+        lines = [f"start from {self.source}{file}: {self.transfer}"]
         if self.options:
             pairs = (f"{key} {here} here, {there} in the source" for key, (here, there) in self.options.items())
             lines.append(f"  options that differ: {'; '.join(pairs)}")

@@ -139,7 +139,7 @@ def test_a_run_starts_another_which_scales_its_inputs_as_it_did() -> None:
 
     text = str(start)
     for part in (
-        "start from weights/first.weights.h5 (weights/first.weights.h5): ",
+        "start from weights/first.weights.h5: ",
         "output/kernel 4×4 from 4×2: the classes are background, glacier, debris, water here",
         "slope, elevation by name, aspect initial",
         "HMA, unknown by name, SC initial",
@@ -161,14 +161,16 @@ def test_a_run_starts_another_which_scales_its_inputs_as_it_did() -> None:
 def test_tiles_that_are_scaled_already_are_used_as_they_are() -> None:
     write_dataset("first")
     write_dataset("scaled", scaled=True)
-    raw, scaled = run_of("first", "first"), run_of("scaled", "scaled")
+    raw = run_of("first", "first", inputs=["dem"], architecture__options={"gated": True})
+    scaled = run_of("scaled", "scaled", inputs=["dem"])
     after, start = initialise(scaled, "first")
     assert after.train.statistics is None and "scaled already, but NOT as the source's were" in start.scaling
+    assert "options that differ: gated False here, True in the source\n" in str(start)
     after, start = initialise(scaled, "scaled")
     assert after.train.statistics is None and "scaled already, as the source's were" in start.scaling
     # A run on published tiles expects values that are scaled as those are.
     after, start = initialise(raw, "scaled")
-    assert after.train.statistics and after.train.statistics.shift["optical"] == published().shift["optical"]
+    assert after.train.statistics and after.train.statistics.shift["dem"] == published().shift["dem"]
 
 
 # From a file
@@ -194,14 +196,17 @@ def test_a_published_file_starts_a_run_that_scales_as_the_published_data(
 
 def test_a_file_that_does_not_say_its_modalities_is_asked_for(mini: Mini) -> None:
     write_dataset("mine")
-    prepared = planned("mine")
-    mini({"optical": 6, "sar": 2, "dem": 2}).save_weights("own.weights.h5")
-    with pytest.raises(UserError, match=r"modalities of 6, 2, 2 channels and does not say which.*--init-inputs"):
+    prepared = planned("mine", inputs=["dem", "sar"])
+    source = mini({"sar": 2, "dem": 2})
+    source.save_weights("own.weights.h5")
+    with pytest.raises(UserError, match=r"modalities of 2, 2 channels and does not say which.*--init-inputs"):
         initialise(prepared, "own.weights.h5")
     with pytest.raises(UserError, match="channels: name each once"):
-        initialise(prepared, "own.weights.h5", ["optical"])
-    after, start = initialise(prepared, "own.weights.h5", ["optical", "sar", "dem"])
-    assert not start.transfer.left and after.train.statistics == prepared.train.statistics
+        initialise(prepared, "own.weights.h5", ["dem"])
+    after, start = initialise(prepared, "own.weights.h5", ["sar", "dem"])
+    ours, theirs = branches_of(after.model, ["dem", "sar"]), branches_of(source, ["sar", "dem"])
+    assert all(same(ours["dem"], theirs["dem"])) and not start.transfer.left
+    assert after.train.statistics == prepared.train.statistics
     assert "how the source's were scaled is not known" in start.scaling
 
 
@@ -241,8 +246,8 @@ def test_frozen_parts_are_known_by_name(mini: Mini) -> None:
 
 def test_a_run_through_the_script_keeps_what_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset("mine")
-    source = run_of("mine", "first").model
-    Path("small.yaml").write_text(yaml.safe_dump(RECIPE))
+    source = run_of("mine", "first", inputs=["dem"]).model
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, "inputs": ["dem"]}))
     command = ["-r", "small.yaml", "-n", "tuned", "--set", "training.frozen=[fusion]"]
     with pytest.raises(UserError, match="training.frozen .*--init"):
         main(command)
@@ -255,7 +260,7 @@ def test_a_run_through_the_script_keeps_what_is_frozen(capsys: pytest.CaptureFix
     assert text.index("start from first") < text.index("epoch 1/1")
     record = load_record("tuned")
     assert record.init and record.init["source"] == "first" and record.recipe["training"]["frozen"] == ["fusion"]
-    tuned = planned("mine").model
+    tuned = planned("mine", inputs=["dem"]).model
     tuned.load_weights("weights/tuned.weights.h5")
     for part, kept in (("fusion", True), ("output", False)):
         assert all(same(tuned.get_layer(part).get_weights(), source.get_layer(part).get_weights())) == kept

@@ -108,6 +108,17 @@ def test_every_recipe_loads_and_opens_with_source_report_and_command(name: str) 
         assert all(f"{score:g}" in reported for score in recipe.reported.values())
 
 
+def test_the_recipe_of_fine_tuning_holds_the_published_values() -> None:
+    recipe = load_recipe("glavitu-finetune")
+    training = recipe.training
+    assert recipe.architecture.options["variant"] == "2025" and recipe.inputs == ("optical", "dem")
+    assert recipe.loss.focal and recipe.loss.focal.gamma == 2 and recipe.output_weights == {"deepsupervision": 0.5}
+    assert (training.optimiser.name, training.optimiser.learning_rate) == ("adam", 5e-5)
+    assert (training.schedule.name, training.schedule.warmup_epochs) == ("cosine", 0)
+    assert (training.epochs, training.epoch_factor, training.batch_size, training.patch_size) == (80, 4, 8, 384)
+    assert training.stop_patience is None and training.frozen == ()
+
+
 def test_all_recipes_are_known() -> None:
     assert {*PUBLISHED, "demo"} <= set(recipe_names())
 
@@ -172,6 +183,7 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
         ),
         ("label_smoothing=0.1", "label_smoothing", 0.1),
         ("training.precision=[]", "training.precision", ()),
+        ("training.frozen=[fusion, setr]", "training.frozen", ("fusion", "setr")),
     ],
 )
 def test_a_change_changes_one_value(change: str, path: str, value: Any) -> None:
