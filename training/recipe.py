@@ -210,7 +210,7 @@ class Recipe(_Part):
     `loss` sums its terms on every output but those that `output_losses` gives a loss of their own; `output_weights`
     weighs outputs other than 1. In pixel-wise terms alone, `label_smoothing` ε mixes the labels with ε / classes while
     training, and `class_weights` weigh pixels by their reference class: one number a class, or `balanced`, from the
-    training split's pixel counts (`data.sampling.balanced_weights`). `location: region` adds the one-hot region input
+    pixel counts of what is trained on (`training.imbalance`). `location: region` adds the one-hot region input
     to architectures that take one; it is withheld with probability `unknown_region`.
     """
 

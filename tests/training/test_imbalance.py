@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from console import UserError
+from data.loader import PatchSource, sample_window
 from data.sampling import automatic_shares, balanced_weights, class_counts
-from data.tiles import TWO_CLASSES, ClassInfo, TileFile
+from data.tiles import TWO_CLASSES, ClassInfo, TileFile, TileWriter
 from training.imbalance import describe, resolve
 from training.recipe import Recipe, parse_recipe
 
@@ -43,7 +44,6 @@ def recipe(**changes: Any) -> Recipe:
         ({"class_weights": [1, 2, 0]}, 0),
         ({"class_weights": "balanced"}, 1),
         ({"sampling": {"centred": "auto"}}, 1),
-        ({"class_weights": "balanced", "sampling": {"centred": {"lake": 0.1}}}, 1),
     ],
 )
 def test_masks_are_read_once_and_only_if_counts_are_needed(
@@ -65,12 +65,37 @@ def test_both_follow_from_the_tiles_that_are_trained_on(file: TileFile) -> None:
     counts = class_counts(file, ["t0", "t2"])
     pixels = counts.sum(axis=0)
     assert (pixels != class_counts(file, file.names).sum(axis=0)).all()
-    weights, centred = resolve(recipe(class_weights="balanced", sampling={"centred": "auto"}), file, ["t0", "t2"])
-    assert weights == balanced_weights(pixels)
+    assert resolve(recipe(class_weights="balanced"), file, ["t0", "t2"]) == (balanced_weights(pixels), None)
+    _, centred = resolve(recipe(sampling={"centred": "auto"}), file, ["t0", "t2"])
     assert centred is not None and centred.shares == automatic_shares(pixels)
     np.testing.assert_array_equal(centred.counts, counts)
     assert resolve(recipe(class_weights=[1, 2.5, 0]), file, file.names) == ((1.0, 2.5, 0.0), None)
     assert resolve(recipe(), file, file.names) == (None, None)
+
+
+def test_beside_centred_patches_the_weights_balance_what_is_drawn(tmp_path: Path) -> None:
+    rng, valid = np.random.default_rng(0), np.ones((64, 64), bool)
+    with TileWriter(tmp_path / "train.hdf5", CLASSES, {"optical": ["red"]}) as writer:
+        for name in ("t0", "t1"):
+            mask = rng.integers(0, 2, (64, 64)).astype(np.uint8)
+            mask[20:22, 30:32] = 2  # 0.1 % of the pixels
+            writer.add(name, {"optical": rng.random((64, 64, 1))}, mask, valid)
+    file = TileFile(tmp_path / "train.hdf5")
+    settings = recipe(
+        class_weights="balanced",
+        sampling={"centred": {"lake": 0.5}},
+        training={"schedule": {"name": "plateau"}, "patch_size": 8},
+    )
+    weights, centred = resolve(settings, file, file.names)
+    source = PatchSource(file, tuple(file.names), ("optical",), None, 8, centred=centred)
+    drawn = np.zeros(3, np.int64)
+    for index in range(4000):
+        tile, window, _ = sample_window(source, 5, 1, index)
+        drawn += np.bincount(source.cut(tile, window)[1].ravel(), minlength=3)
+    assert weights == pytest.approx(drawn.sum() / (3 * drawn), rel=0.1)
+    alone, _ = resolve(recipe(class_weights="balanced"), file, file.names)
+    assert alone is not None and weights is not None and weights[2] < alone[2] / 10
+    assert resolve(settings, file, file.names)[0] == weights
 
 
 def test_what_does_not_fit_the_classes_is_said(file: TileFile) -> None:
