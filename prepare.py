@@ -26,10 +26,10 @@ Copy     python prepare.py synthetic
 """
 
 SYNTHETIC_NOTES = """
-Masks with background, clean ice, debris-covered ice and water, and so few lakes that water is about 0.05 % of the
-pixels (Svalbard and the southern Andes have a coast, too):
+Masks with background, clean ice, debris-covered ice and water, and so few lakes that water is about 0.06 % of the
+training pixels (Svalbard and the southern Andes have a coast, too):
 
-    python prepare.py synthetic rare --classes surface --regions ALP HMA --lakes 0.1
+    python prepare.py synthetic rare --classes surface --regions ALP HMA --lakes 0.15
 """
 
 BANDS = """Make tiles of folders of GeoTIFFs: tiles/NAME/{train,val,test}.hdf5.
