@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from architectures import glavitu, resunet, setr, transunet
+from architectures import glavitu, resunet, setr, transunet, unet
 from console import UserError
 
 REGISTRY: dict[str, ModuleType] = {
@@ -17,6 +17,7 @@ REGISTRY: dict[str, ModuleType] = {
     "resunet": resunet,
     "setr": setr,
     "transunet": transunet,
+    "unet": unet,
 }
 
 __all__ = ["REGISTRY", "build", "options_of"]

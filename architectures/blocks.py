@@ -303,6 +303,21 @@ def fuse(tensors: dict[str, Any], width: int, dropout: float, slope: float = 0.3
     return layer(list(tensors.values()))
 
 
+def merge(tensors: dict[str, Any], fusion: str, width: int, dropout: float) -> Any:
+    """Return one map of the modalities' inputs, in their order, for a network that takes one input.
+
+    Args:
+        tensors: Modality name → (N, H, W, Cₘ).
+        fusion: `concatenate` for (N, H, W, ΣCₘ), or `branches` for the sum of a double convolution each.
+        width: Channels of the branches.
+        dropout: Spatial dropout of the branches, 0 to 1.
+    """
+    if fusion == "branches":
+        return fuse(tensors, width, dropout)
+    maps = list(tensors.values())
+    return maps[0] if len(maps) == 1 else keras.layers.Concatenate(name="inputs")(maps)
+
+
 def activation_of(num_classes: int) -> str:
     """Return the last activation: sigmoid for one class, softmax over two or more."""
     return "sigmoid" if num_classes == 1 else "softmax"

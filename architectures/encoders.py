@@ -1,0 +1,22 @@
+"""Encoders that a decoder can be put on: `encode(name, x)` gives the maps at strides 2, 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from architectures import resnet
+
+# Names as segmentation_models_pytorch has them, with a hyphen for its underscore: they are words of YAML files.
+Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+STRIDE = 32
+
+
+def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
+    """Return the maps of `encoder` for (N, H, W, C) at strides 2, 4, 8, 16 and 32; None for a stride without a map.
+
+    Args:
+        encoder: One of `Encoder`.
+        x: Input, H and W multiples of `STRIDE`.
+        prefix: What the names of the layers begin with.
+    """
+    return resnet.encode(encoder, x, prefix)

@@ -1,0 +1,67 @@
+"""Layers that compute and are called as PyTorch's: the parts of architectures whose checkpoints are PyTorch's.
+
+Every layer with weights in those architectures is one of Keras's own, directly in the functional model, and its name
+is the path of its counterpart in the PyTorch reference, `encoder.layer1.0.conv1`: a state dict is read by name
+(`checkpoints`), and what a user freezes or reads about goes by names that the field knows.
+
+What differs from Keras's defaults: a strided convolution is padded alike on all sides, where Keras's "same" pads the
+far sides more; batch normalisation has ε 1e-5 and momentum 0.9 (0.1 in PyTorch's count).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+# PyTorch's own for convolutions in residual networks (He et al. 2015, https://doi.org/10.1109/ICCV.2015.123).
+HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+HE_UNIFORM = keras.initializers.HeUniform()
+
+
+def convolution(
+    x: Any,
+    width: int,
+    kernel: int,
+    name: str,
+    stride: int = 1,
+    bias: bool = False,
+    initializer: Any = HE_FAN_OUT,
+) -> Any:
+    """Convolve (N, H, W, C) with padding ⌊kernel / 2⌋ on every side: (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+    same = stride == 1
+    if not same and kernel > 1:
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.padding")(x)
+    layer = keras.layers.Conv2D(
+        width,
+        kernel,
+        strides=stride,
+        padding="same" if same else "valid",
+        use_bias=bias,
+        kernel_initializer=initializer,
+        name=name,
+    )
+    return layer(x)
+
+
+def normalisation(x: Any, name: str, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
+    """Normalise over the batch; `momentum` is the share of the moving statistics that stays."""
+    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=name)(x)
+
+
+def relu(x: Any) -> Any:
+    """Return max(x, 0)."""
+    return keras.layers.ReLU()(x)
+
+
+def convolution_head(x: Any, num_classes: int, name: str, kernel: int = 3) -> Any:
+    """Map (N, H, W, C) to probabilities (N, H, W, num_classes) by a convolution, float32 under every policy."""
+    layer = keras.layers.Conv2D(
+        num_classes,
+        kernel,
+        padding="same",
+        activation="sigmoid" if num_classes == 1 else "softmax",
+        dtype="float32",
+        name=name,
+    )
+    return layer(x)
