@@ -28,7 +28,7 @@ def convolution(
     name: str,
     stride: int = 1,
     bias: bool = False,
-    initializer: Any = HE_FAN_OUT,
+    initializer: keras.initializers.Initializer = HE_FAN_OUT,
 ) -> Any:
     """Convolve (N, H, W, C) with padding ⌊kernel / 2⌋ on every side: (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
     same = stride == 1
@@ -40,7 +40,7 @@ def convolution(
         strides=stride,
         padding="same" if same else "valid",
         use_bias=bias,
-        kernel_initializer=initializer,
+        kernel_initializer=initializer.clone(),  # one instance gives layers of one shape the same values
         name=name,
     )
     return layer(x)
