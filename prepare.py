@@ -95,8 +95,9 @@ def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
 
 def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
     from data import bands
+    from data.masks import parse_classes
 
-    classes, values = bands.parse_classes(options.classes, options.glacier)
+    classes, values = parse_classes(options.classes, options.glacier)
     layout = bands.Layout(
         bands=bands.parse_bands(options.bands),
         masks=options.masks,
