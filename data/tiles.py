@@ -46,7 +46,7 @@ Item = TypeVar("Item")
 Stored = TypeVar("Stored")
 
 _ONE_HOT = ("groundtruth", "outlines")
-_RESERVED = ("mask", "valid", *_ONE_HOT)
+RESERVED = ("mask", "valid", *_ONE_HOT)
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ class TileFile:
             present = [modality for modality in modalities if modality in stored]
             missing = [modality for modality in modalities if modality not in stored]
             sizes = {modality: stored[modality].shape[:2] for modality in present}
-            sizes |= {key: group[key].shape[:2] for key in _RESERVED if key in group}
+            sizes |= {key: group[key].shape[:2] for key in RESERVED if key in group}
             one_hot = [(key, group[key].ndim) for key in _ONE_HOT if key in group]
             unlabelled = not any(key in group for key in ("mask", *_ONE_HOT))
             counts = {modality: stored[modality].shape[-1] for modality in present}
@@ -696,7 +696,7 @@ def _modalities(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return {
         key: item
         for key, item in group.items()
-        if key not in _RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
+        if key not in RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
     }
 
 
