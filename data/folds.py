@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
@@ -21,10 +20,8 @@ import numpy as np
 from console import UserError
 from data.hdf5 import creating
 from data.normalisation import fit
-from data.places import Block, blocks, placed
+from data.places import Block, By, blocks, placed
 from data.tiles import Dataset, TileFile, TileInfo, select
-
-By = Literal["tiles", "blocks", "regions"]
 
 
 @dataclass(frozen=True)

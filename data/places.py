@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from pyproj.exceptions import ProjError
 
 from console import UserError
 from data.tiles import TileInfo
+
+By = Literal["tiles", "blocks", "regions"]
+"""What stays together when tiles are divided."""
 
 Block = tuple[object, ...]
 

@@ -72,7 +72,7 @@ def differences(raster: Raster, first: Raster, first_path: Path) -> Iterator[str
 def told(problems: Sequence[str]) -> str:
     """Return the message that lists all problems, one a line."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{count} with the rasters, nothing is written:", *problems])
+    return "\n  ".join([f"{count}, nothing is written:", *problems])
 
 
 def _read_with_gdal(path: Path) -> Raster:

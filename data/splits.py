@@ -11,15 +11,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from console import UserError
-from data.places import BLOCK_SIDES, blocks, overlaps, placed
+from data.places import BLOCK_SIDES, By, blocks, overlaps, placed
 from data.tiles import TileInfo
-
-By = Literal["tiles", "blocks", "regions"]
 
 _LISTED = 10
 
@@ -123,7 +121,7 @@ def divide(tiles: Sequence[TileInfo], division: Division, problems: list[str]) -
         problems.append("--val-regions and --test-regions name all regions: no image is left to train on")
         return Divided({}, 0, 0, len(unplaced))
     if len(groups) <= len(wanted):
-        problems.append(_too_few(tiles, groups, wanted, division))
+        problems.append(_too_few(tiles, groups, list(wanted), division, bool(pairs)))
         return Divided({}, len(groups), 0, len(unplaced))
     rest = [groups[position] for position in np.random.default_rng(division.seed).permutation(len(groups))]
     for position, (split, count) in enumerate(wanted.items()):
@@ -186,23 +184,23 @@ def _groups(
 
 
 def _too_few(
-    tiles: Sequence[TileInfo], groups: Sequence[Sequence[int]], wanted: dict[str, int], division: Division
+    tiles: Sequence[TileInfo],
+    groups: Sequence[Sequence[int]],
+    wanted: Sequence[str],
+    division: Division,
+    overlapping: bool,
 ) -> str:
-    count = sum(map(len, groups))
-    needs = ", ".join([*wanted, "train"])
-    what = {
-        "tiles": "groups of images that do not overlap",
-        "blocks": "blocks that do not overlap",
-        "regions": "regions that do not overlap",
-    }[division.by]
+    what = "groups of images that do not overlap" if division.by == "tiles" else division.by
     remedy = {
         "tiles": "add images, or name regions with --val-regions and --test-regions",
         "blocks": "make --block-sides smaller, or name regions with --val-regions and --test-regions",
         "regions": "divide with --split-by blocks or tiles",
     }[division.by]
-    largest = max(groups, key=len, default=())
-    example = f" (one group has {', '.join(tiles[index].name for index in largest[:3])}, …)" if len(largest) > 3 else ""
+    if overlapping:
+        remedy += "; images that overlap stay together: cut them without overlap"
+    names = [tiles[index].name for index in max(groups, key=len)]
+    largest = f", the largest with {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
     return (
-        f"{count} images are {len(groups)} {what}{example}, and {needs} need one each: {remedy}, or cut the images "
-        "without overlap"
+        f"{', '.join([*wanted, 'train'])} need {len(wanted) + 1} {what}, one each at least; the "
+        f"{sum(map(len, groups))} images have {len(groups)}{largest}: {remedy}"
     )
