@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,19 +33,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from console import UserError
+from console import UserError, progress
 from data.hdf5 import creating
-from data.normalisation import Statistics, published_bands
+from data.normalisation import Method, Statistics, fit, published_bands
 from data.windows import Window
 
 IGNORE = 255
 FORMAT = "glacier-tiles 1"
 SPLITS = ("train", "val", "test")
 
+Item = TypeVar("Item")
 Stored = TypeVar("Stored")
 
 _ONE_HOT = ("groundtruth", "outlines")
-_RESERVED = ("mask", "valid", *_ONE_HOT)
+RESERVED = ("mask", "valid", *_ONE_HOT)
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class TileFile:
             present = [modality for modality in modalities if modality in stored]
             missing = [modality for modality in modalities if modality not in stored]
             sizes = {modality: stored[modality].shape[:2] for modality in present}
-            sizes |= {key: group[key].shape[:2] for key in _RESERVED if key in group}
+            sizes |= {key: group[key].shape[:2] for key in RESERVED if key in group}
             one_hot = [(key, group[key].ndim) for key in _ONE_HOT if key in group]
             unlabelled = not any(key in group for key in ("mask", *_ONE_HOT))
             counts = {modality: stored[modality].shape[-1] for modality in present}
@@ -473,12 +474,12 @@ class TileWriter:
     ) -> None:
         """Add a tile: modalities `(H, W, C)`, mask `(H, W)` of class ids or 255, valid `(H, W)`.
 
-        Nodata is NaN in the modality and 0 in `valid`. Values are stored as float32, unscaled unless the
-        statistics say `applied`. `crs` is WKT, `transform` six numbers. Padding, if any, is told by the
+        Nodata is NaN in the modality and 0 in `valid`. Values are stored in the type that they come in, unscaled
+        unless the statistics say `applied`. `crs` is WKT, `transform` six numbers. Padding, if any, is told by the
         attributes `padding_height`, `padding_width`, `original_height`, `original_width`.
 
         Raises:
-            ValueError: If names, sizes, band counts or class ids do not fit together.
+            ValueError: If names, sizes, types, band counts or class ids do not fit together.
         """
         if name in self._digests:
             raise ValueError(f"tile {name!r} is in {self.path} already")
@@ -489,7 +490,9 @@ class TileWriter:
             expected = (*mask.shape, len(self._bands[modality]))
             if array.shape != expected:
                 raise ValueError(f"tile {name!r}: {modality!r} has shape {array.shape}, expected {expected}")
-            arrays[modality] = np.ascontiguousarray(array, np.float32)
+            if array.dtype.kind not in "iuf":
+                raise ValueError(f"tile {name!r}: {modality!r} has values of type {array.dtype}, expected numbers")
+            arrays[modality] = np.ascontiguousarray(array)
         if mask.ndim != 2 or valid.shape != mask.shape:
             raise ValueError(f"tile {name!r}: mask {mask.shape} and valid {valid.shape} must be one (H, W)")
         known = [*range(len(self._classes)), IGNORE]
@@ -512,6 +515,70 @@ class TileWriter:
         group.attrs.update(described)
         self._file.raise_write_error()
         self._digests[name] = digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TileContents:
+    """A tile to be written; see `TileWriter.add` for its fields."""
+
+    name: str
+    modalities: dict[str, NDArray[Any]]
+    mask: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    region: str = ""
+    subregion: str = ""
+    crs: str | None = None
+    transform: tuple[float, float, float, float, float, float] | None = None
+    attributes: dict[str, str | float] = field(default_factory=dict)
+
+
+def write_splits(
+    folder: Path,
+    splits: Mapping[str, Sequence[Item]],
+    read: Callable[[Item], TileContents],
+    classes: Sequence[ClassInfo],
+    bands: Mapping[str, Sequence[str]],
+    provenance: Mapping[str, Any],
+    method: Method = "standardise",
+    command: str = "",
+) -> None:
+    """Write `folder/SPLIT.hdf5` of each split, `train` among them, from tiles that `read` reads one by one.
+
+    Statistics are fitted on the valid pixels of the training tiles and stored in every file.
+
+    Raises:
+        UserError: If a band has no valid value in the whole training split.
+    """
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                TileWriter(folder / f"{split}.hdf5", classes, bands, provenance=provenance, command=command)
+            )
+            for split in splits
+        }
+
+        def written(split: str) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]:
+            for item in progress(splits[split], f"writing {split}", unit="tile"):
+                tile = read(item)
+                writers[split].add(
+                    tile.name,
+                    tile.modalities,
+                    tile.mask,
+                    tile.valid,
+                    tile.region,
+                    tile.subregion,
+                    tile.crs,
+                    tile.transform,
+                    **tile.attributes,
+                )
+                yield tile.modalities, tile.valid
+
+        statistics = fit(written("train"), method, f"valid pixels of the {len(splits['train'])} training tiles")
+        for split in splits:
+            if split != "train":
+                for _ in written(split):
+                    pass
+            writers[split].statistics = statistics
 
 
 @dataclass(frozen=True)
@@ -629,7 +696,7 @@ def _modalities(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return {
         key: item
         for key, item in group.items()
-        if key not in _RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
+        if key not in RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
     }
 
 
