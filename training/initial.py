@@ -206,7 +206,7 @@ def _from_run(plan: Plan, path: Path, record: Record) -> _Source:
     bands = {modality.name: modality.bands for modality in record.modalities}
     regions = record.regions if record.location == "region" else None
     # A run without statistics was trained on published tiles.
-    statistics = record.scaling() or published()
+    statistics = record.scaling() or published(bands)
     meaning = _meaning(bands, [c.name for c in record.classes], regions)
     return _Source(model, architectures.options_of(architecture) | record.options, meaning, statistics)
 
