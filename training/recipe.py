@@ -392,7 +392,7 @@ def _sentence(error: Any) -> str:
     keys, known = _place(error["loc"])
     key = ".".join(keys) or "the recipe"
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], known, n=1)
+        close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.7)
         hint = f", did you mean {close[0]!r}?" if close else ""
         return f"unknown key {key}{hint} (known here: {', '.join(known)})"
     if error["type"] == "missing":
