@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from training.record import Record
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, plan, train."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,7 +90,12 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="print recipe, parameters and memory, draw a training batch (logs/NAME-batch.png), train nothing",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, plan, train."""
+    options = parser().parse_args(arguments)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
     if not options.save_every > 0:
