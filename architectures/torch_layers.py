@@ -46,6 +46,11 @@ def convolution(
     return layer(x)
 
 
+def up_convolution(x: Any, width: int, name: str) -> Any:
+    """Apply a transposed 2×2 convolution with bias: (N, H, W, C) → (N, 2H, 2W, width)."""
+    return keras.layers.Conv2DTranspose(width, 2, strides=2, kernel_initializer=HE_UNIFORM, name=name)(x)
+
+
 def normalisation(x: Any, name: str, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
     """Normalise over the batch; `momentum` is the share of the moving statistics that stays."""
     return keras.layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=name)(x)
