@@ -242,6 +242,11 @@ def _started(planned: Plan, options: argparse.Namespace) -> Plan:
         planned, start = initialise(planned, options.init, options.init_inputs)
     elif options.encoder_weights:
         planned, start = initialise_encoder(planned, options.encoder_weights)
+    elif planned.recipe.encoder_weights == "imagenet":
+        start = (
+            "the encoder starts from random weights, that of the recipe's source from ImageNet's: "
+            "--encoder-weights FILE starts from a file of these (docs/published-weights.md)"
+        )
     if start:
         print(start, flush=True)
     return planned

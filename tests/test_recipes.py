@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resunet": {"width": 4, "fusion_width": 4, "steps": 1},
     "segformer": {"variant": "b0", "width": 8},
     "setr": {"fusion_width": 4, "width": 8, "mlp": 8, "depth": 1, "heads": 2, "decoder_width": 4},
-    "transunet": {"width": 4, "depth": 1, "steps": 1, "fusion_width": 4, "vit_width": 8, "mlp": 8, "heads": 2},
+    "transunet": {"width": 4, "steps": 1, "vit_width": 8, "mlp": 8, "depth": 1, "heads": 2},
     "unet": {"encoder": "resnet18"},
     "unetplusplus": {"encoder": "resnet18"},
 }
