@@ -21,6 +21,7 @@ from data.tiles import PUBLISHED_REGIONS, ClassInfo, TileFile, TileInfo, find_da
 if TYPE_CHECKING:
     import keras
 
+    from checkpoints import Blueprint
     from training.record import Record
 
 TILES = Path("tiles")
@@ -40,6 +41,8 @@ class Predictor:
             as they are.
         patch_size: Side of a patch in pixels.
         regions: What the model's `location` input knows, if it has one; the slot behind them means unknown.
+        bands: Modality → names of the bands that are read of it, in the model's order; of the others, all.
+        smallest_px: Objects of fewer pixels are cleaned away from label maps (`inference.cleaning`); None: none.
         described: What else a prediction file says of its making.
     """
 
@@ -50,6 +53,8 @@ class Predictor:
     statistics: Statistics | None
     patch_size: int
     regions: tuple[str, ...] = ()
+    bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    smallest_px: int | None = None
     described: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,6 +107,9 @@ class Predictor:
 def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], classes: Sequence[ClassInfo]) -> None:
     """Raise one `UserError` with everything that keeps a model from predicting the tiles of `source`.
 
+    The bands of `source` are those that the model takes (`TileFile.choose`). Masks without a class list are taken to be
+    of the model's classes, if they can be.
+
     Args:
         source: The tiles; all of them are read once.
         name: What the message calls the model.
@@ -115,6 +123,8 @@ def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], clas
             f"  the tiles have: {_listed(source.modalities)}\n"
             "prepare tiles with these modalities, or use a model of the ones that there are"
         )
+    if not source.has_classes and len(source.classes) in (2, len(classes)):
+        source = source.choose(classes=classes)
     if [info.glacier for info in source.classes] != [info.glacier for info in classes]:
         theirs, ours = (
             ", ".join(info.name + (" (glacier)" if info.glacier else "") for info in listed)
@@ -173,6 +183,8 @@ def from_run(record: Record, precision: str = "float32") -> Predictor:
         statistics=record.scaling(),
         patch_size=record.patch_size,
         regions=record.regions,
+        bands=record.chosen_bands,
+        smallest_px=record.smallest_px,
         described={"architecture": record.architecture, "weights": str(weights), "precision": precision},
     )
 
@@ -181,12 +193,15 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
     """Build the architecture of a recipe for the tiles of `source`, and load a weights file into it.
 
     Inputs, their order, patch size and options are the recipe's, channel counts and classes those of the
-    tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs.
+    tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs. Of
+    architectures that concatenate their inputs, the file tells whether its output is a sigmoid or a softmax; what
+    values a PyTorch file expects is not known, and the tiles' own statistics scale them.
 
     Raises:
         UserError: If the tiles lack an input of the recipe or are damaged, or the weights are of another model.
     """
     import_keras()
+    import architectures
     import checkpoints
     from training.recipe import load_recipe
 
@@ -197,6 +212,7 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
             f"{source.path}: these tiles have {_listed(source.modalities)}; the recipe {recipe_name!r} takes "
             f"{', '.join(recipe.inputs)}: predict tiles that have {', '.join(missing)}, too"
         )
+    source = source.choose(recipe.bands, recipe.class_list)
     modalities = {modality: source.modalities[modality] for modality in recipe.inputs}
     architecture = recipe.architecture.name
     options = checkpoints.adapt_options(architecture, recipe.architecture.options, weights)
@@ -205,17 +221,49 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
         options["location_size"] = len(PUBLISHED_REGIONS) + 1
     patch_size = recipe.training.patch_size
     num_outputs = 1 if recipe.outputs == "sigmoid" else len(source.classes)
+    kind = checkpoints.inspect(weights).kind
+    if "fusion" in architectures.options_of(architecture) and kind != "keras2":
+        blueprint = checkpoints.blueprint_of(architecture, options, weights, num_outputs, patch_size)
+        _check_fit(blueprint, weights, modalities, source)
+        num_outputs, options = blueprint.num_classes, blueprint.options
+    statistics = None
+    if kind == "pytorch" and source.statistics is not None and not source.statistics.applied:
+        statistics = source.statistics.select(list(modalities))
+        warn(
+            f"how the values that {weights} was trained on were scaled is not known; these are scaled with the "
+            f"statistics of {source.path} ({statistics.fitted_on}), which the weights may not expect"
+        )
     model = _build(architecture, modalities, num_outputs, patch_size, options, weights, precision)
     return Predictor(
         name=name,
         model=model,
         modalities=modalities,
         classes=source.classes,
-        statistics=None,
+        statistics=statistics,
         patch_size=patch_size,
         regions=PUBLISHED_REGIONS,
+        bands=source.chosen,
+        smallest_px=recipe.cleaning.smallest_px if recipe.cleaning else None,
         described={"architecture": architecture, "weights": str(weights), "precision": precision},
     )
+
+
+def _check_fit(blueprint: Blueprint, weights: Path, modalities: Mapping[str, int], source: TileFile) -> None:
+    """Raise `UserError` where the model of a weights file has other inputs or outputs than the tiles of `source`."""
+    reads = sum(modalities.values()) if blueprint.concatenated else tuple(modalities.values())
+    stored = blueprint.channels[0] if blueprint.concatenated else blueprint.channels
+    if reads != stored:
+        raise UserError(
+            f"{weights}: its model reads {stored} channels; the recipe's inputs are {_listed(modalities)} in "
+            f"{source.path}: list those that the weights were trained with under `inputs`, in their order"
+        )
+    count, classes = blueprint.num_classes, source.classes
+    if count != len(classes) and (count, len(classes)) != (1, 2):
+        names = ", ".join(info.name for info in classes)
+        raise UserError(
+            f"{weights}: its model has {count} output{'s' if count > 1 else ''}; {source.path} has {len(classes)} "
+            f"classes ({names}): predict tiles with the classes that the weights were trained for"
+        )
 
 
 def _build(
@@ -252,7 +300,7 @@ def _has_location(model: keras.Model) -> bool:
 
 def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
     """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
-    known = published()
+    known = published(source.chosen)
     own = [name for name in modalities if name not in known.shift]
     if own:
         warn(

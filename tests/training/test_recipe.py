@@ -330,3 +330,49 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, mes
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_recipe(str(path))
+
+
+# Bands, classes, cleaning
+
+
+def test_bands_are_counts_or_names_and_survive_the_dump() -> None:
+    recipe = load_recipe("glavitu", ["bands.optical=[nir, red]", "bands.dem=2", "cleaning.smallest_px=9"])
+    assert recipe.bands == {"optical": ("nir", "red"), "dem": 2}
+    assert recipe.cleaning is not None and recipe.cleaning.smallest_px == 9
+    assert parse_recipe(recipe.model_dump(mode="json"), "the dump") == recipe
+
+
+def test_a_class_list_is_read_whole() -> None:
+    recipe = load_recipe("unet-surface")
+    assert recipe.class_list is not None
+    assert [(info.name, info.glacier) for info in recipe.class_list] == [
+        ("background", False),
+        ("clean ice", True),
+        ("debris-covered ice", True),
+        ("water", False),
+    ]
+    assert parse_recipe(recipe.model_dump(mode="json"), "the dump") == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bands={thermal: 1}", r"bands are given of thermal, inputs are optical, dem, sar"),
+        ("bands=18", r"bands: expected `modality: number of its bands` or .*; received 18"),
+        ("bands.optical=0", r"bands: optical: expected a number of bands from 1, or names"),
+        ("bands.optical=[nir, nir]", r"bands: optical: expected .* each once"),
+        ("bands.optical=true", r"bands: optical: expected"),
+        ("classes=[{name: rock, color: '#000000'}]", r"classes: expected two classes at least"),
+        ("classes=[{name: a, colour: '#000000'}]", r"unknown key classes\.0\.colour, did you mean 'color'"),
+        ("classes=[{name: a, color: blue}]", r"classes\.0\.color: .*pattern.*; received 'blue'"),
+        (
+            "classes=[{name: ice, glacier: true, color: '#000000'}, {name: rock, color: '#000001'}]",
+            r"classes: expected the background first, which is not glacier, and a class that is",
+        ),
+        ("cleaning.smallest_px=0", r"cleaning\.smallest_px: .*greater than or equal to 1; received 0"),
+        ("encoder_weights=imagenet21k", r"encoder_weights: .*'imagenet'; received 'imagenet21k'"),
+    ],
+)
+def test_bands_and_classes_that_can_not_be_are_named(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("glavitu", [change])
