@@ -251,7 +251,10 @@ def _encoders() -> str:
         and module not in architectures.REGISTRY.values()
     ]
     names = ", ".join(f"`{name}`" for name in typing.get_args(encoders.Encoder))
-    texts = "\n\n".join(inspect.cleandoc(module.__doc__ or "") for module in modules)
+    texts = "\n\n".join(
+        f"### {title.removesuffix('.')}\n{rest}"
+        for title, _, rest in (inspect.cleandoc(module.__doc__ or "").partition("\n") for module in modules)
+    )
     return f"## Encoders\n\nThe option `encoder` takes: {names}.\n\n{texts}\n"
 
 
