@@ -44,10 +44,11 @@ format: .venv  ## put the code into the project's style
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
-bench: .venv  ## speed of the data pipeline and of training, as tables for docs/performance.md; leave the machine alone
+bench: .venv  ## speed of data, training and every architecture (writes docs/zoo.md); leave the machine alone
 	$(python) -m benchmarks.pipeline
 	$(python) -m benchmarks.training
 	@echo "These tables belong into docs/performance.md."
+	$(python) -m benchmarks.zoo
 
 # The second file is held to the first: the two environments differ in TensorFlow and what it brings, nothing else.
 compile := $(python) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
