@@ -48,7 +48,8 @@ def convolution(
 
 def up_convolution(x: Any, width: int, name: str) -> Any:
     """Apply a transposed 2×2 convolution with bias: (N, H, W, C) → (N, 2H, 2W, width)."""
-    return keras.layers.Conv2DTranspose(width, 2, strides=2, kernel_initializer=HE_UNIFORM, name=name)(x)
+    layer = keras.layers.Conv2DTranspose(width, 2, strides=2, kernel_initializer=HE_UNIFORM.clone(), name=name)
+    return layer(x)
 
 
 def normalisation(x: Any, name: str, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
