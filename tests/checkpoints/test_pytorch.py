@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,7 @@ class TestDamage:
         monkeypatch.setitem(sys.modules, "torch", None)
         model, path, trap = pair("plain")[1], tmp_path / "my file.pth", tmp_path / "trap"
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(Booby(trap)))
+            archive.writestr("archive/data.pkl", pickle.dumps(OrderedDict(), protocol=2))
             archive.writestr("archive/data/0", b"")
         for _ in range(2):
             message = refused(model, path)
@@ -273,6 +274,18 @@ class TestDamage:
             command = next(line for line in message.splitlines() if line.strip().startswith("python -c"))
             assert f"'{path}' '{tmp_path / 'my file.safetensors'}'" in command and "weights_only=True" in command
             path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + pickle.dumps(Booby(trap)))  # before 1.6
+        assert not trap.exists()
+
+    @pytest.mark.parametrize("protocol", [2, 4])
+    def test_a_file_of_torch_that_holds_code_is_told_without_pytorch(
+        self, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+        path, trap = tmp_path / "a.pth", tmp_path / "trap"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", pickle.dumps({"weight": Booby(trap)}, protocol=protocol))
+        message = refused(pair("plain")[1], path)
+        assert "holds more than tensors" in message and "open" in message and "never unpickled" in message
         assert not trap.exists()
 
     def test_programs_and_other_archives_are_told(self, tmp_path: Path) -> None:
