@@ -105,16 +105,15 @@ class LinearFuse(keras.layers.Conv2D):
         self.input_spec = None
 
     def call(self, maps: Sequence[Any]) -> Any:
-        """Fuse the maps, given from the largest to the smallest."""
+        """Fuse two or more maps, the first of them of the output's size."""
         parts = ops.split(self.kernel[0, 0], np.cumsum([x.shape[-1] for x in maps[:0:-1]]).tolist())
         first, *others = (ops.matmul(x, part) for x, part in zip(maps, reversed(parts), strict=True))
         height, width = first.shape[1:3]
-        if others:
-            columns = [ops.matmul(self._constant(bilinear(x.shape[2], width)), x) for x in others]
-            rows = self._constant(np.concatenate([bilinear(x.shape[1], height) for x in others], axis=1))
-            flat = ops.reshape(ops.concatenate(columns, axis=1), (-1, rows.shape[1], width * self.filters))
-            first = first + ops.reshape(ops.matmul(rows, flat), (-1, height, width, self.filters))
-        return self.activation(first if self.bias is None else first + self.bias)
+        columns = [ops.matmul(self._constant(bilinear(x.shape[2], width)), x) for x in others]
+        rows = self._constant(np.concatenate([bilinear(x.shape[1], height) for x in others], axis=1))
+        flat = ops.reshape(ops.concatenate(columns, axis=1), (-1, rows.shape[1], width * self.filters))
+        fused = first + ops.reshape(ops.matmul(rows, flat), (-1, height, width, self.filters))
+        return self.activation(fused if self.bias is None else fused + self.bias)
 
     def compute_output_spec(self, maps: Sequence[Any]) -> keras.KerasTensor:
         """Return what the first map becomes."""

@@ -52,6 +52,13 @@ TABLE = {
     "unet resnet101": Row("unet", {"optical": 3}, {"encoder": "resnet101"}, 51_620_561, 51_513_233, 1),
     "unetplusplus": Row("unetplusplus", {"optical": 5}, {}, 26_105_681, 26_084_881, 1),
     "unetplusplus resnet101": Row("unetplusplus", {"optical": 5}, {"encoder": "resnet101"}, 68_096_337, 67_984_145, 1),
+    # transformers 5.
+    "segformer b0": Row("segformer", {"optical": 6}, {}, 3_719_874, 3_719_362),
+    "segformer b1": Row("segformer", {"optical": 6}, {"variant": "b1"}, 13_687_682, 13_687_170),
+    "segformer b2": Row("segformer", {"optical": 6}, {"variant": "b2"}, 27_359_106, 27_357_570),
+    "segformer b3": Row("segformer", {"optical": 6}, {"variant": "b3"}, 47_234_946, 47_233_410),
+    "segformer b4": Row("segformer", {"optical": 18}, {"variant": "b4"}, 64_042_369, 64_040_833, 1),
+    "segformer b5": Row("segformer", {"optical": 6}, {"variant": "b5"}, 84_605_826, 84_604_290),
     # The plain U-Net is ours: widths 32 to 512, as its module says.
     "unet": Row("unet", {"optical": 5}, {}, 7_769_604, 7_763_716, 4),
 }
