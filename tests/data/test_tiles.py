@@ -652,13 +652,9 @@ def test_chosen_bands_are_all_that_is_said_and_read(tmp_path: Path, write_tiles:
 
 def test_bands_that_are_not_there_are_answered_with_those_that_are(tmp_path: Path, write_tiles: Write) -> None:
     file = TileFile(write_tiles(tmp_path / "train.hdf5", modalities={"optical": 5}))
-    with pytest.raises(
-        UserError, match=r"no band `nir`, `red`; its bands are `optical0`, .*`optical4`; needed"
-    ):
+    with pytest.raises(UserError, match=r"no band `nir`, `red`; its bands are `optical0`, .*`optical4`; needed"):
         file.choose({"optical": ["nir", "optical1", "red"]})
-    with pytest.raises(
-        UserError, match=r"has 5 bands \(optical0, .*\), 18 are needed: .*--set bands\.optical=5"
-    ):
+    with pytest.raises(UserError, match=r"has 5 bands \(optical0, .*\), 18 are needed: .*--set bands\.optical=5"):
         file.choose({"optical": 18})
     assert file.choose({"optical": 5, "dem": 2}).bands == file.bands  # a modality that is missing is told by `check`
 
@@ -689,9 +685,7 @@ def test_a_class_list_that_does_not_agree_is_refused(
     tmp_path: Path, write_tiles: Write, write_published_2023: Write
 ) -> None:
     four = TileFile(write_tiles(tmp_path / "four.hdf5", classes=FOUR))
-    with pytest.raises(
-        UserError, match=r"masks have 4 classes \(`background`, .*\), 2 are needed .*classes=null"
-    ):
+    with pytest.raises(UserError, match=r"masks have 4 classes \(`background`, .*\), 2 are needed .*classes=null"):
         four.choose(classes=TWO_CLASSES)
     with pytest.raises(UserError, match=r"class 3 of its masks is `water`, needed is `lake`: .*classes=null"):
         four.choose(classes=[*FOUR[:3], ClassInfo("lake")])
