@@ -121,8 +121,17 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     keras.backend.clear_session()
 
 
+@pytest.fixture(scope="module")
+def done() -> dict[str, str]:
+    """Reduced recipes that were trained before, by their content: those that differ in an encoder alone become one."""
+    return {}
+
+
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # a small patch is one token at stride 32
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_step_of_the_recipe_at_a_reduced_size_changes_the_weights(name: str, datasets: Any, tmp_path: Path) -> None:
+def test_a_step_of_the_recipe_at_a_reduced_size_changes_the_weights(
+    name: str, datasets: Any, done: dict[str, str], tmp_path: Path
+) -> None:
     full = load_recipe(name)
     restarts = full.training.schedule.name == "restarts"
     small = {
@@ -143,6 +152,9 @@ def test_a_step_of_the_recipe_at_a_reduced_size_changes_the_weights(name: str, d
             *(["training.schedule.epochs=[1]"] if restarts else []),
         ],
     )
+    content = recipe.model_dump_json(exclude={"name", "reported"})
+    if done.setdefault(content, name) != name:
+        return
     planned = plan(recipe, datasets(full), precision="float32")
     run = Run(planned, name, weights=tmp_path / "weights", logs=tmp_path / "logs")
     planned.model.run_eagerly = True  # a single step is sooner done than traced
