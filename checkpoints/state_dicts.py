@@ -180,7 +180,8 @@ def _torch(path: Path) -> Tensors:
     import pickle
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:  # given a path, it goes by the name's ending
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         raise _more_than_tensors(path, found[1] if found else "") from None
