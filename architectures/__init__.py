@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
-from types import ModuleType
 from typing import Any
 
 import keras
 
-from architectures import glavitu, resunet, setr, transunet, unet
+from architectures import glavitu, resunet, setr, transunet, unet, unetplusplus
 from console import UserError
 
-REGISTRY: dict[str, ModuleType] = {
+REGISTRY: dict[str, types.ModuleType] = {
     "glavitu": glavitu,
     "resunet": resunet,
     "setr": setr,
     "transunet": transunet,
     "unet": unet,
+    "unetplusplus": unetplusplus,
 }
 
 __all__ = ["REGISTRY", "build", "options_of"]
@@ -33,7 +34,8 @@ def build(
     """Return the architecture `name` as a functional model with fresh weights.
 
     The model takes a dict of float arrays (N, H, W, C) by modality (and `location` (N, L) where asked for) and
-    returns a dict of float32 probabilities (N, H, W, num_classes): `output`, and `deepsupervision` for GlaViTU.
+    returns a dict of float32 probabilities (N, H, W, num_classes): `output`, and one for each further output that
+    GlaViTU (`deepsupervision`) and U-Net++ (`deepsupervision_1`, …) are supervised at.
     Under a mixed precision policy only the inside is of lower precision.
 
     Args:
@@ -44,7 +46,8 @@ def build(
         **options: The architecture's own, each with a default: `options_of(name)` lists them.
 
     Raises:
-        UserError: An unknown name or option, an impossible value, or a patch size that the graph can't take.
+        UserError: An unknown name or option, an impossible value, an option that has no meaning with the others, or a
+            patch size that the graph can't take.
     """
     module = _module(name)
     known = options_of(name)
@@ -52,8 +55,9 @@ def build(
         raise UserError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
     hints = typing.get_type_hints(module.build)
     # A choice is a word; YAML and the command line read the variant 2025 as a number.
-    options = {k: str(v) if typing.get_args(hints[k]) else v for k, v in (known | options).items()}
+    options = {k: v if v is None else str(v) if _choices(hints[k]) else v for k, v in (known | options).items()}
     _check(name, inputs, num_classes, options, hints)
+    _check_meaning(name, options, known)
     size = _size(name, patch_size, module.stride(**options))
     return module.build(dict(inputs), num_classes, size, **options)
 
@@ -64,7 +68,7 @@ def options_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str) -> types.ModuleType:
     if name not in REGISTRY:
         raise UserError(f"unknown architecture {name!r}; the zoo has: {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
@@ -91,8 +95,11 @@ def _check(name: str, inputs: dict[str, int], num_classes: int, options: dict[st
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"{name}: num_classes must be a whole number from 1; received {num_classes!r}")
     for key, value in options.items():
-        hint = hints[key]
-        choices = typing.get_args(hint)
+        hint, choices = hints[key], _choices(hints[key])
+        if types.NoneType in typing.get_args(hint):
+            if value is None:  # the architecture's own choice
+                continue
+            hint = typing.get_args(hint)[0]
         if choices and value not in choices:
             raise UserError(f"{name}: {key} must be one of {', '.join(choices)}; received {value!r}")
         if hint is bool and not isinstance(value, bool):
@@ -108,5 +115,23 @@ def _check(name: str, inputs: dict[str, int], num_classes: int, options: dict[st
             f"{name}: {tokens} must be a multiple of heads; "
             f"received {tokens}={options[tokens]}, heads={options['heads']}"
         )
-    if options.get("location_size") and options.get("variant") == "2023":
-        raise UserError("glavitu: location_size needs variant 2025; the 2023 architecture has no location input")
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the words of a `Literal`, also of one that None may stand for; of any other hint nothing."""
+    members = typing.get_args(hint)
+    if types.NoneType in members:
+        return _choices(members[0])
+    return members
+
+
+def _check_meaning(name: str, options: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise `UserError` for the first option given that would be ignored.
+
+    A module's `ONLY_WITH` says of an option which values of which others give it a meaning, any of them.
+    """
+    for key, others in getattr(REGISTRY[name], "ONLY_WITH", {}).items():
+        if options[key] != known[key] and all(options[other] not in values for other, values in others.items()):
+            needed = " or ".join(f"{other} {' or '.join(values)}" for other, values in others.items())
+            received = ", ".join(f"{other}={options[other]}" for other in (key, *others))
+            raise UserError(f"{name}: {key} has a meaning only with {needed}; received {received}")

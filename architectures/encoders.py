@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from architectures import resnet
+from architectures import efficientnet, resnet
 
 # Names as segmentation_models_pytorch has them, with a hyphen for its underscore: they are words of YAML files.
-Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+Encoder = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "efficientnet-b0",
+    "efficientnet-b1",
+    "efficientnet-b2",
+    "efficientnet-b3",
+    "efficientnet-b4",
+    "efficientnet-b5",
+]
 STRIDE = 32
 
 
@@ -19,4 +30,6 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
         x: Input, H and W multiples of `STRIDE`.
         prefix: What the names of the layers begin with.
     """
+    if encoder in efficientnet.SCALES:
+        return efficientnet.encode(encoder, x, prefix)
     return resnet.encode(encoder, x, prefix)

@@ -24,6 +24,7 @@ from architectures.resunet import resunet_network
 from architectures.setr import TOKEN, setr_network
 
 Variant = Literal["2023", "2025"]
+ONLY_WITH = {"location_size": {"variant": ("2025",)}}
 
 
 def stride(steps: int = 3, **_: Any) -> int:

@@ -35,7 +35,7 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
         x: Input, H and W multiples of 32.
         prefix: What the names of the layers begin with.
     """
-    block = _bottleneck if encoder in BOTTLENECK else _basic
+    block = _bottleneck if encoder in BOTTLENECK else basic_block
     x = relu(normalisation(convolution(x, 64, 7, f"{prefix}.conv1", stride=2), f"{prefix}.bn1"))
     maps = [x]
     x = keras.layers.ZeroPadding2D(1)(x)  # after a ReLU the same as PyTorch's padding with -∞
@@ -48,21 +48,30 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
     return maps
 
 
-def _basic(x: Any, width: int, stride: int, name: str) -> Any:
+def basic_block(x: Any, width: int, stride: int, name: str, shortcut: str = "downsample") -> Any:
+    """Apply the basic block to (N, H, W, C): (N, H/stride, W/stride, width).
+
+    Args:
+        x: Its input.
+        width: Channels of both convolutions.
+        stride: Of the first convolution and of the shortcut.
+        name: What the names of the layers begin with.
+        shortcut: What those of the shortcut go on with.
+    """
     y = convolution(x, width, 3, f"{name}.conv1", stride)
     y = relu(normalisation(y, f"{name}.bn1"))
     y = normalisation(convolution(y, width, 3, f"{name}.conv2"), f"{name}.bn2")
-    return relu(keras.layers.Add()([y, _shortcut(x, width, stride, name)]))
+    return relu(keras.layers.Add()([y, _shortcut(x, width, stride, f"{name}.{shortcut}")]))
 
 
 def _bottleneck(x: Any, width: int, stride: int, name: str) -> Any:
     y = relu(normalisation(convolution(x, width, 1, f"{name}.conv1"), f"{name}.bn1"))
     y = relu(normalisation(convolution(y, width, 3, f"{name}.conv2", stride), f"{name}.bn2"))
     y = normalisation(convolution(y, 4 * width, 1, f"{name}.conv3"), f"{name}.bn3")
-    return relu(keras.layers.Add()([y, _shortcut(x, 4 * width, stride, name)]))
+    return relu(keras.layers.Add()([y, _shortcut(x, 4 * width, stride, f"{name}.downsample")]))
 
 
 def _shortcut(x: Any, width: int, stride: int, name: str) -> Any:
     if stride == 1 and x.shape[-1] == width:
         return x
-    return normalisation(convolution(x, width, 1, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+    return normalisation(convolution(x, width, 1, f"{name}.0", stride), f"{name}.1")

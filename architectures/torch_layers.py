@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from architectures.blocks import register
+
 # PyTorch's own for convolutions in residual networks (He et al. 2015, https://doi.org/10.1109/ICCV.2015.123).
 HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 HE_UNIFORM = keras.initializers.HeUniform()
@@ -26,7 +28,7 @@ def convolution(
     name: str,
     stride: int = 1,
     bias: bool = False,
-    initializer: Any = HE_FAN_OUT,
+    initializer: keras.initializers.Initializer = HE_FAN_OUT,
 ) -> Any:
     """Convolve (N, H, W, C) with padding ⌊kernel / 2⌋ on every side: (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
     same = stride == 1
@@ -38,10 +40,15 @@ def convolution(
         strides=stride,
         padding="same" if same else "valid",
         use_bias=bias,
-        kernel_initializer=initializer,
+        kernel_initializer=initializer.clone(),  # one instance gives layers of one shape the same values
         name=name,
     )
     return layer(x)
+
+
+def up_convolution(x: Any, width: int, name: str) -> Any:
+    """Apply a transposed 2×2 convolution with bias: (N, H, W, C) → (N, 2H, 2W, width)."""
+    return keras.layers.Conv2DTranspose(width, 2, strides=2, kernel_initializer=HE_UNIFORM, name=name)(x)
 
 
 def normalisation(x: Any, name: str, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
@@ -65,3 +72,42 @@ def convolution_head(x: Any, num_classes: int, name: str, kernel: int = 3) -> An
         name=name,
     )
     return layer(x)
+
+
+@register
+class DropPath(keras.layers.Layer):
+    """Drops the branch of a residual block, sample by sample, in training: (N, …, C) → (N, …, C).
+
+    Stochastic depth (Huang et al. 2016, https://doi.org/10.1007/978-3-319-46493-0_39): a sample is 0 with probability
+    `rate` and divided by 1 − `rate` otherwise, so that the mean stays. The identity in inference and at rate 0.
+
+    Args:
+        rate: Probability that a sample is dropped, 0 ≤ rate < 1.
+        **kwargs: Name and dtype, as every Keras layer takes them.
+
+    Raises:
+        ValueError: A rate outside of 0 ≤ rate < 1.
+    """
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"DropPath needs 0 ≤ rate < 1; received rate={rate}")
+        self.rate = rate
+        self.seed_generator = keras.random.SeedGenerator()
+        self.built = True
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Drop samples of (N, …, C)."""
+        if not training or self.rate == 0:
+            return x
+        noise_shape = (None, *(1 for _ in x.shape[1:]))
+        return keras.random.dropout(x, self.rate, noise_shape=noise_shape, seed=self.seed_generator)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the shape of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "rate": self.rate}

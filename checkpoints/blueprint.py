@@ -58,7 +58,7 @@ def blueprint_of(
         raise UserError(f"{path} does not begin with a fusion of modalities: it holds no weights of {architecture}")
     known = options_of(architecture)
     found = adapt_options(architecture, options, path)
-    if "variant" in known:
+    if architecture == "glavitu":
         found["variant"] = "2025" if any(len(tensor.shape) == 2 for tensor in fusion) else "2023"
     if "location_size" in known:
         found["location_size"] = _location_size(checkpoint)
