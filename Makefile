@@ -72,7 +72,7 @@ lock: .venv  ## pin the latest versions that pyproject.toml allows
 
 .venv: $(ready)  ## the environment; TENSORFLOW=gpu for TensorFlow's GPU build
 
-.venv-parity: $(parity_ready)  ## the environment of `make parity`, with PyTorch's CPU build
+.venv-parity: $(parity_ready)
 
 # A name on the PATH may be a launcher without a Python behind it: each candidate is run, not only looked up.
 # $(1): the folder of the environment, $(2): what is in it.
