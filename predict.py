@@ -4,9 +4,11 @@ Reads    weights/NAME.weights.h5, weights/NAME.json and the test tiles of the ru
 Writes   predictions/NAME/predictions.hdf5: probabilities, labels, mask and valid of each tile, padding cut
 Copy     python predict.py -n glavitu
          python predict.py -m glavitu -w published.h5 --data test_ps384_igarss23.hdf5
+         python predict.py -m unet-surface -w checkpoint.pth --data my_region
 
 With -w no record is needed: inputs and their order are those of the recipe of -m, channel counts and classes
-those of the tiles, and the predictions are named after the weights file.
+those of the tiles, and the predictions are named after the weights file. That is a Keras file, or of U-Net, U-Net++,
+SegFormer and the Himalaya project's ResUNet a PyTorch state dict (.safetensors, .npz, .pt, .pth).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def main(arguments: list[str]) -> None:
             check_tiles(source, record.name, record.inputs, record.class_list)
             predictor = from_run(record, options.precision)
         else:
-            name = options.name or options.weights.name.removesuffix(".h5").removesuffix(".weights")
+            name = options.name or _stem(options.weights)
             if Path(name).name != name:
                 raise UserError(f"-n is the name of a folder in predictions/, without slashes, received {name!r}")
             predictor = from_weights(options.model, options.weights, source, name, options.precision)
@@ -67,10 +69,18 @@ def main(arguments: list[str]) -> None:
     print(f"next: python evaluate.py -n {shlex.quote(predictor.name)}")
 
 
+def _stem(weights: Path) -> str:
+    """Return the name of a weights file without the endings that such files have."""
+    stem = weights.stem if weights.suffix in (".h5", ".safetensors", ".npz", ".pt", ".pth") else weights.name
+    return stem.removesuffix(".weights")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run = parser.add_argument_group("the model (one of -m and -n, or -m with -w)")
-    run.add_argument("-m", dest="model", metavar="ARCHITECTURE", help="the run named after an architecture")
+    run.add_argument(
+        "-m", dest="model", metavar="ARCHITECTURE", help="the run named after an architecture; with -w, a recipe"
+    )
     run.add_argument("-n", dest="name", metavar="NAME", help="name of the run; with -w, of the predictions")
     run.add_argument("-w", dest="weights", metavar="FILE", type=Path, help="a weights file of ARCHITECTURE")
     data = parser.add_argument_group("the tiles")

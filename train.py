@@ -10,6 +10,7 @@ copy    python train.py -m glavitu --dry-run
         python train.py -n mine --resume      (after a kill or Ctrl-C: to the same weights and log)
         python train.py -m resunet --folds 5  (cross-validation: runs NAME-fold1 …, reports/NAME/folds.csv)
         python train.py -r glavitu-finetune -n mine --init glavitu_global_weights.h5
+        python train.py -r unet-encoders -n mine --encoder-weights resnet34.pth   (an encoder trained on ImageNet)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import console
 from console import UserError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from data.tiles import Dataset
     from training.recipe import Recipe
     from training.record import Record
+    from training.run import Plan
 
 
 def main(arguments: list[str]) -> None:
@@ -53,6 +55,12 @@ def main(arguments: list[str]) -> None:
         default=[],
         metavar="MODALITY",
         help="what a file without a record was trained on, in its order (default: as published)",
+    )
+    parser.add_argument(
+        "--encoder-weights",
+        type=Path,
+        metavar="FILE",
+        help="start the encoder from a PyTorch file, such as torchvision's of ImageNet (.pth, .safetensors, .npz)",
     )
     parser.add_argument("--seed", type=int, help="seed of weights, sampling and dropout (default: 0)")
     parser.add_argument(
@@ -102,6 +110,9 @@ def main(arguments: list[str]) -> None:
     if options.init_inputs and not options.init:
         raise UserError("--init-inputs says what the file of --init was trained on: give --init FILE")
 
+    if options.encoder_weights and options.init:
+        raise UserError("--encoder-weights starts the encoder from a file, --init the whole network: give one of them")
+
     from data.tiles import find_dataset
 
     console.import_keras()
@@ -114,8 +125,11 @@ def main(arguments: list[str]) -> None:
         raise UserError("which model? Give -m ARCHITECTURE (such as -m glavitu) or -r RECIPE, or -n NAME --resume")
     if options.recipe and options.model and recipe and recipe.architecture.name != options.model:
         raise UserError(f"recipe {recipe.name} is for {recipe.architecture.name}, not {options.model}: leave -m out")
-    if recipe and recipe.training.frozen and not options.init and not options.resume:
-        raise UserError("training.frozen keeps weights as they start, which is random without --init: give --init")
+    if recipe and recipe.training.frozen and not (options.init or options.encoder_weights or options.resume):
+        raise UserError(
+            "training.frozen keeps weights as they start, which is random: give --init, or --encoder-weights for the "
+            "encoder"
+        )
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
     command = shlex.join(["python", "train.py", *arguments])
@@ -144,7 +158,7 @@ def _train(
     import yaml
 
     from data.tiles import find_dataset
-    from training.initial import continued, initialise
+    from training.initial import continued
     from training.recipe import parse_recipe
     from training.record import LOGS, load_record, record_path, run_names, weights_path
     from training.run import Run, plan
@@ -181,12 +195,12 @@ def _train(
     print(planned.summary(), flush=True)
     if before:
         source = (before.init or {}).get("source", "random weights")
-        if options.init and options.init != source:
-            raise UserError(f"run {name!r} started from {source}, not from {options.init}: leave --init out")
+        for flag, given in (("--init", options.init), ("--encoder-weights", options.encoder_weights)):
+            if given and str(given) != source:
+                raise UserError(f"run {name!r} started from {source}, not from {given}: leave {flag} out")
         planned = continued(planned, before.init, before.statistics)
-    elif options.init:
-        planned, start = initialise(planned, options.init, options.init_inputs)
-        print(start, flush=True)
+    else:
+        planned = _started(planned, options)
     events = EventLog(LOGS / f"{name}.tensorboard") if options.tensorboard else None
     run = Run(
         planned,
@@ -214,12 +228,25 @@ def _train(
     return record
 
 
+def _started(planned: Plan, options: argparse.Namespace) -> Plan:
+    """Return `planned` with the first weights that were asked for; say what they are."""
+    from training.initial import initialise, initialise_encoder
+
+    start: Any = None
+    if options.init:
+        planned, start = initialise(planned, options.init, options.init_inputs)
+    elif options.encoder_weights:
+        planned, start = initialise_encoder(planned, options.encoder_weights)
+    if start:
+        print(start, flush=True)
+    return planned
+
+
 def _look(name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespace) -> None:
     """Print and draw what was asked for; train nothing."""
     import yaml
 
     from training.gallery import draw_augmentations
-    from training.initial import initialise
     from training.preview import draw_first_batch, tables
     from training.record import LOGS
     from training.run import plan
@@ -232,9 +259,7 @@ def _look(name: str, recipe: Recipe, dataset: Dataset, options: argparse.Namespa
     if options.dry_run:
         print(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
         print(planned.summary())
-        if options.init:
-            planned, start = initialise(planned, options.init, options.init_inputs)
-            print(start)
+        planned = _started(planned, options)
         print(tables(planned))
         batch = LOGS / f"{name}-batch.png"
         draw_first_batch(planned, batch)

@@ -9,12 +9,13 @@ from typing import Any
 
 import keras
 
-from architectures import glavitu, resunet, setr, transunet, unet, unetplusplus
+from architectures import glavitu, resunet, segformer, setr, transunet, unet, unetplusplus
 from console import UserError
 
 REGISTRY: dict[str, types.ModuleType] = {
     "glavitu": glavitu,
     "resunet": resunet,
+    "segformer": segformer,
     "setr": setr,
     "transunet": transunet,
     "unet": unet,

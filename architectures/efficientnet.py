@@ -63,7 +63,7 @@ class _Idle:
     """A layer that has its weights but returns its input: what a checkpoint carries and no output depends on.
 
     The state dict loads whole and the parameters count as the reference's. In training the weights are added times 0,
-    so that they have a gradient, which is 0, and no optimiser warns of weights without one. The layer is to be float32
+    so that they have a gradient, which is 0, and no optimiser warns of weights without one. They are added in float32
     under every policy: in half precision the gradient's sum over the map could overflow, and 0 · ∞ is no number.
     """
 
@@ -73,7 +73,8 @@ class _Idle:
         """Return (N, H, W, C) as it is."""
         if not training:
             return x
-        return x + 0.0 * sum(ops.sum(weight) for weight in self.trainable_weights)
+        nothing = 0.0 * sum(ops.sum(ops.cast(weight, "float32")) for weight in self.trainable_weights)
+        return ops.cast(ops.cast(x, "float32") + nothing, x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the shape of the input."""
@@ -133,8 +134,8 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
                 maps.append(x)
         side = math.ceil(side / stride)
     width = _width(HEAD, wide)
-    x = IdleConvolution(width, 1, use_bias=False, dtype="float32", name=f"{prefix}._conv_head")(maps[-1])
-    maps[-1] = IdleNormalisation(width, dtype="float32", name=f"{prefix}._bn1")(x)
+    x = IdleConvolution(width, 1, use_bias=False, name=f"{prefix}._conv_head")(x)
+    maps[-1] = IdleNormalisation(width, name=f"{prefix}._bn1")(x)
     return maps
 
 

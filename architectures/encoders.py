@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from architectures import efficientnet, resnet
+from architectures import efficientnet, mit, resnet
 
 # Names as segmentation_models_pytorch has them, with a hyphen for its underscore: they are words of YAML files.
 Encoder = Literal[
@@ -18,6 +18,12 @@ Encoder = Literal[
     "efficientnet-b3",
     "efficientnet-b4",
     "efficientnet-b5",
+    "mit-b0",
+    "mit-b1",
+    "mit-b2",
+    "mit-b3",
+    "mit-b4",
+    "mit-b5",
 ]
 STRIDE = 32
 
@@ -32,4 +38,6 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
     """
     if encoder in efficientnet.SCALES:
         return efficientnet.encode(encoder, x, prefix)
+    if encoder in mit.SIZES:
+        return mit.encode(encoder, x, prefix)
     return resnet.encode(encoder, x, prefix)

@@ -7,7 +7,7 @@ widths as in segmentation_models_pytorch (Iakubovskii 2019).
     stride 2   e₁ ── x_3_3 ── x_2_3 ── x_1_3 ── x_0_3 ── nearest ×2, double 16 = x_0_4 ─ 3×3 convolution ─ softmax
     stride 4   e₂ ── x_2_2 ── x_1_2 ── x_0_2 ┘
     stride 8   e₃ ── x_1_1 ── x_0_1 ┘             node = double [nearest ×2 of the node or map below it on the left,
-    stride 16  e₄ ── x_0_0 ┘                              the nodes on its left, nearest first reversed, the map e]
+    stride 16  e₄ ── x_0_0 ┘                              the nodes on its left, nearest first, the map e]
     stride 32  e₅ ┘
 
 Deviations from the papers, all segmentation_models_pytorch's: the nodes begin at the encoder's stride 2, so that one
@@ -58,7 +58,7 @@ def build(
         deep_supervision: Whether there are outputs `deepsupervision_1` to `deepsupervision_3`, of x_3_3, x_2_3, x_1_3.
         fusion: `concatenate` the modalities, or a `branches` double convolution each, summed.
         fusion_width: Channels of the branches, where there are any.
-        dropout: Spatial dropout before the convolution of `output`, and in the branches, 0 to 1.
+        dropout: Spatial dropout before each output's convolution, and in the branches, 0 to 1.
 
     Raises:
         UserError: The encoder has no map at stride 2.
@@ -83,10 +83,13 @@ def build(
             nodes[first, row] = double_convolution(x, width, f"decoder.blocks.x_{first}_{row}")
     x = double_convolution(up_and_join(nodes[0, last], []), DECODER[-1], f"decoder.blocks.x_0_{last + 1}")
 
-    x = keras.layers.SpatialDropout2D(dropout)(x)
-    outputs = {"output": convolution_head(x, num_classes, "segmentation_head.0")}
+    outputs = {"output": _head(x, num_classes, dropout, "segmentation_head.0")}
     for number in range(1, last + 1 if deep_supervision else 1):
         name = f"deepsupervision_{number}"
-        probs = convolution_head(nodes[last + 1 - number, last], num_classes, f"{name}.0")
+        probs = _head(nodes[last + 1 - number, last], num_classes, dropout, f"{name}.0")
         outputs[name] = keras.layers.UpSampling2D(2, interpolation="bilinear", dtype="float32", name=name)(probs)
     return keras.Model(tensors, outputs, name="unetplusplus_model")
+
+
+def _head(x: Any, num_classes: int, dropout: float, name: str) -> Any:
+    return convolution_head(keras.layers.SpatialDropout2D(dropout)(x), num_classes, name)

@@ -1,7 +1,8 @@
-"""HDF5 weights files of Keras 2 and Keras 3: what they list, and the values."""
+"""Weights files, HDF5 of Keras 2 and Keras 3 and state dicts of PyTorch: what they list, and the values."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,19 +12,23 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from checkpoints.state_dicts import StateDict, form_of, read_state_dict
 from console import UserError
 
-EXPECTED = "expected a weights file of Keras 3 (`.weights.h5`) or of Keras 2 (`.h5`)"
+EXPECTED = (
+    "expected a weights file of Keras 3 (`.weights.h5`), of Keras 2 (`.h5`) or of PyTorch (`.safetensors`, `.npz`, "
+    "`.pt`, `.pth`)"
+)
 
 
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of a weights file."""
 
-    layer: str  # Keras 2: the layer's name; Keras 3: its group, `layers/fusion`
-    name: str  # Keras 2: the tensor's name; Keras 3: what follows the layer's group
+    layer: str  # Keras 2: the layer's name; Keras 3: its group, `layers/fusion`; PyTorch: the module, `encoder.conv1`
+    name: str  # Keras 2: the tensor's name; Keras 3: what follows the layer's group; PyTorch: `weight`, `bias`, …
     shape: tuple[int, ...]
-    address: str  # of the dataset in the file
+    address: str  # of the dataset in the file; PyTorch: the whole name
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Checkpoint:
     """What a weights file holds, values left out."""
 
     path: Path
-    kind: Literal["keras2", "keras3"]
+    kind: Literal["keras2", "keras3", "pytorch"]
     tensors: tuple[Tensor, ...]
 
     @property
@@ -49,11 +54,11 @@ class Checkpoint:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Open `path` for reading.
+def opened(path: Path) -> Iterator[h5py.File | StateDict]:
+    """Open `path` for reading, whatever kind of weights file it is.
 
     Raises:
-        UserError: It is missing, a folder, not readable, empty, truncated, or not HDF5.
+        UserError: It is missing, a folder, not readable, empty, truncated, or no weights file.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; {EXPECTED}: name the file in it")
@@ -67,7 +72,17 @@ def opened(path: Path) -> Iterator[h5py.File]:
     if not start:
         raise UserError(f"{path} is empty; {EXPECTED}: download or copy it again")
     if not h5py.is_hdf5(path):
-        raise UserError(f"{path} is {_disguise(start)}; {EXPECTED}")
+        try:
+            form = form_of(path)
+        except zipfile.BadZipFile:
+            raise UserError(
+                f"{path} is a zip archive that is damaged, most likely cut off while it was copied; {EXPECTED}: "
+                "download or copy it again"
+            ) from None
+        if form is None:
+            raise UserError(f"{path} is {_disguise(start)}; {EXPECTED}")
+        yield read_state_dict(path, form)
+        return
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -79,22 +94,29 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _disguise(start: bytes) -> str:
-    """Name what a file that is not HDF5 is, from its first bytes."""
+    """Name what a file that holds no weights is, from its first bytes."""
     if start.startswith(b"PK"):
-        return "a zip archive, such as `.keras` or PyTorch files are, and not HDF5"
+        return (
+            "a zip archive without a state dict in it; of a `.keras` file, save the weights alone: "
+            'model.save_weights("NAME.weights.h5")'
+        )
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "a web page and not HDF5: open the link in a browser and download the file itself"
+        return "a web page and no weights: open the link in a browser and download the file itself"
     if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer and not the HDF5 file itself: fetch it with `git lfs pull`"
-    return "not an HDF5 file"
+        return "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"
+    return "neither an HDF5 file nor a PyTorch state dict"
 
 
-def listing(file: h5py.File, path: Path) -> Checkpoint:
+def listing(file: h5py.File | StateDict, path: Path) -> Checkpoint:
     """Return what the opened weights file holds.
 
     Raises:
-        UserError: It is damaged or holds no Keras weights.
+        UserError: It is damaged or holds no weights.
     """
+    if isinstance(file, StateDict):
+        named = ((*name.rpartition("."), values) for name, values in file.tensors.items())
+        tensors = (Tensor(module, leaf, values.shape, f"{module}{dot}{leaf}") for module, dot, leaf, values in named)
+        return Checkpoint(path, "pytorch", tuple(tensors))
     try:
         root = file["model_weights"] if isinstance(file.get("model_weights"), h5py.Group) else file
         if _names(root, "layer_names") is not None:
@@ -155,14 +177,24 @@ def read(file: h5py.File, tensor: Tensor, dtype: str, path: Path) -> np.ndarray:
     Raises:
         UserError: They can't be read, are no numbers, or are not all finite.
     """
-    dataset = file[tensor.address]
     what = f"{path}: the tensor {tensor.layer}/{tensor.name}"
-    if dataset.dtype.kind not in "fiu":
-        raise UserError(f"{what} is of type {dataset.dtype}; expected real numbers")
     try:
-        values = dataset[()].astype(dtype)
+        values = file[tensor.address][()]
     except OSError as error:
         raise UserError(f"{what} is damaged ({error}): download or copy the file again") from None
+    return checked(np.asarray(values), dtype, what)
+
+
+def checked(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """Return `values` as `dtype`; `what` stands in front of messages.
+
+    Raises:
+        UserError: They are no real numbers, or not all finite.
+    """
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"{what} is of type {values.dtype}; expected real numbers")
+    with np.errstate(over="ignore"):  # what is too large for `dtype` is told as infinity
+        values = values.astype(dtype)
     if not np.isfinite(values).all():
         raise UserError(
             f"{what} holds values that are not finite (NaN or infinity), so every prediction would be NaN: "

@@ -70,6 +70,14 @@ def named_weights(model: keras.Model) -> dict[str, keras.Variable]:
     return found
 
 
+def part_of(name: str) -> str:
+    """Return the outermost part of a model that the layer or weight `name` is in: `setr`, `encoder`, `decoder`.
+
+    Layers that are named as PyTorch's modules have the path in their own name, `encoder.layer1.0.conv1`.
+    """
+    return re.split("[/.]", name, maxsplit=1)[0]
+
+
 def modalities_of(model: keras.Model) -> dict[str, tuple[int, int, int]]:
     """Return the modalities that a model takes, in its order, with (height, width, channels)."""
     # `model.inputs` is sorted by name; `model.input` has the model's order.

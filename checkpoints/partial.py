@@ -13,7 +13,7 @@ from keras import ops
 
 from architectures.blocks import Fusion, LocationEncoding, PositionEmbedding
 from checkpoints.matching import shown
-from checkpoints.naming import modalities_of, named_layers, named_weights
+from checkpoints.naming import modalities_of, named_layers, named_weights, part_of
 
 _LISTED = 3  # weights with one reason, each on a line of its own; more are one line with the place they share
 
@@ -100,11 +100,12 @@ def transfer(
     """Give `model` those weights of `source`, a model of the same architecture, that mean the same in both.
 
     Weights belong together by name (`named_weights`), the branches of modalities by the modality's name. A layer's
-    weights are taken all or none, and a part (`setr`, `resunet`, …) only where both are made of the same layers.
+    weights are taken all or none, and a part (`setr`, `encoder`, …) only where both are made of the same layers.
     Besides:
 
     - the first weights that read an input are taken channel by channel by name where both know the names, as they
-      are where one does not and the counts agree, else not; those that read a location only by name;
+      are where one does not and the counts agree, else not; those that read a location only by name; weights that read
+      several modalities, one behind the other, modality by modality;
     - output layers are taken where the lists of classes are the same, or one is unknown and the counts agree;
     - learned positions of another grid are interpolated bilinearly over the patch (Dosovitskiy et al. 2021,
       arXiv:2010.11929, section 3.2).
@@ -131,7 +132,7 @@ def transfer(
                 continue
             values[name] = value
             if why:
-                new = name in rules.readers and None in rules.channels(rules.readers[name])
+                new = None in rules.numbers(name)
                 adapted.append(Difference(name, tuple(ours[name].shape), stored, why, partial=new))
             else:
                 taken.append(name)
@@ -143,8 +144,9 @@ def transfer(
         if name not in values
     )
     channels = {
-        key: rules.channels(key) if name in values else (None,) * ours[name].shape[-2]
-        for name, key in rules.readers.items()
+        key: rules.channels(key) if name in values else (None,) * rules.sizes[0][key]
+        for name, keys in rules.readers.items()
+        for key in keys
     }
     return Transfer(tuple(taken), tuple(adapted), tuple(left), unused, channels)
 
@@ -155,14 +157,14 @@ class _Rules:
     def __init__(self, model: keras.Model, source: keras.Model, meaning: Meaning, source_meaning: Meaning) -> None:
         self.model, self.source = model, source
         self.meaning, self.source_meaning = meaning, source_meaning
-        self.readers = _readers(model)
+        self.readers, self.source_readers = readers_of(model), readers_of(source)
         self.heads = {id(variable) for layer in heads_of(model) for variable in layer.weights}
         self.positions = {
             f"{name}/positions" for name, layer in named_layers(model).items() if isinstance(layer, PositionEmbedding)
         }
         self.sizes = [{key: int(x.shape[-1]) for key, x in one.input.items()} for one in (model, source)]
         # Branches are matched by modality: they may differ in number.
-        named = {name.partition("/")[0] for name in self.readers}
+        named = {part_of(name) for name, layer in named_layers(model).items() if isinstance(layer, Fusion)}
         parts = [_parts(one) for one in (model, source)]
         self.rebuilt = {part for part in set(parts[0]) - named if part in parts[1] and parts[0][part] != parts[1][part]}
 
@@ -170,13 +172,15 @@ class _Rules:
         """Return the value and, where it isn't the source's as it is, how it was made; or None and why not."""
         if stored is None:
             return None, "the source has none"
-        part = name.partition("/")[0]
+        part = part_of(name)
         if part in self.rebuilt:
             return None, f"{part} is made of other layers in the source"
         value = ops.convert_to_numpy(stored)
         a, b = tuple(variable.shape), value.shape
+        if (name in self.readers) != (name in self.source_readers):
+            return None, "of the two, one reads the inputs here and the other their fusion"
         if name in self.readers and a[:-2] + a[-1:] == b[:-2] + b[-1:]:
-            return self._read(self.readers[name], ops.convert_to_numpy(variable), value)
+            return self._read(name, ops.convert_to_numpy(variable), value)
         if id(variable) in self.heads and (why := self._other_classes(a[-1], b[-1])):
             return None, why
         if name in self.positions and a[-1] == b[-1]:
@@ -193,23 +197,44 @@ class _Rules:
             return tuple(range(count))
         return (None,) * count
 
-    def _read(self, key: str, initial: np.ndarray, stored: np.ndarray) -> tuple[Any, str]:
-        numbers = self.channels(key)
-        here, there = self.meaning.channels.get(key), self.source_meaning.channels.get(key)
+    def numbers(self, name: str) -> tuple[int | None, ...]:
+        """Return for each channel that the weight `name` reads the number of the source's channel, or None.
+
+        A weight that reads no input has none.
+        """
+        first, offset = {}, 0
+        for key in self.source_readers.get(name, ()):
+            first[key] = offset
+            offset += self.sizes[1][key]
+        numbers = [(key, number) for key in self.readers.get(name, ()) for number in self.channels(key)]
+        return tuple(None if number is None else first[key] + number for key, number in numbers)
+
+    def _read(self, name: str, initial: np.ndarray, stored: np.ndarray) -> tuple[Any, str]:
+        numbers, keys = self.numbers(name), self.readers[name]
         if all(number is None for number in numbers):
-            if here and there:
-                return None, f"no channel of {key} in common: {_some(here)} here, {_some(there)} in the source"
-            return None, f"{self.sizes[0][key]} and {self.sizes[1][key]} channels of {key} whose names are not known"
+            return None, "; ".join(map(self._nothing_in_common, keys))
         if numbers == tuple(range(stored.shape[-2])):
             return stored, ""
         value = initial.copy()
         for channel, number in enumerate(numbers):
             if number is not None:
                 value[..., channel, :] = stored[..., number, :]
-        names = here or [str(channel + 1) for channel in range(len(numbers))]
+        names = [
+            channel
+            for key in keys
+            for channel in self.meaning.channels.get(key) or map(str, range(1, self.sizes[0][key] + 1))
+        ]
         new = [name for name, number in zip(names, numbers, strict=True) if number is None]
         same = [name for name, number in zip(names, numbers, strict=True) if number is not None]
         return value, f"{_some(same)} by name" + (f", {_some(new)} initial" if new else "")
+
+    def _nothing_in_common(self, key: str) -> str:
+        here, there = self.meaning.channels.get(key), self.source_meaning.channels.get(key)
+        if key not in self.sizes[1]:
+            return f"the source has no {key}"
+        if here and there:
+            return f"no channel of {key} in common: {_some(here)} here, {_some(there)} in the source"
+        return f"{self.sizes[0][key]} and {self.sizes[1][key]} channels of {key} whose names are not known"
 
     def _other_classes(self, count: int, stored: int) -> str:
         here, there = self.meaning.classes, self.source_meaning.classes
@@ -227,14 +252,23 @@ class _Rules:
         return value, f"resampled from {shown(there)} to {shown(here)} tokens"
 
 
-def _readers(model: keras.Model) -> dict[str, str]:
-    """Return the weights that read an input, channels on their last axis but one → the input's name."""
-    readers: dict[str, str] = {}
-    for name, layer in named_layers(model).items():
+def readers_of(model: keras.Model) -> dict[str, tuple[str, ...]]:
+    """Return the weights that read inputs, channels on their last axis but one → the inputs' names, in order.
+
+    A weight reads one modality in a fusion of branches, and all of them, one behind the other, where the model
+    concatenates them.
+    """
+    layers = named_layers(model)
+    modalities = modalities_of(model)
+    readers: dict[str, tuple[str, ...]] = {}
+    for name, layer in layers.items():
         if isinstance(layer, Fusion):
-            readers |= {f"{name}/branches/{key}/convolution_1/kernel": key for key in modalities_of(model)}
+            readers |= {f"{name}/branches/{key}/convolution_1/kernel": (key,) for key in modalities}
         if isinstance(layer, LocationEncoding):
-            readers[f"{name}/linear_1/kernel"] = "location"
+            readers[f"{name}/linear_1/kernel"] = ("location",)
+    if not any(isinstance(layer, Fusion) for layer in layers.values()):
+        first = next(name for name, layer in layers.items() if layer.weights)
+        readers[f"{first}/kernel"] = tuple(modalities)
     return readers
 
 
@@ -254,7 +288,7 @@ def _parts(model: keras.Model) -> dict[str, set[str]]:
     """Return the names of the weights of each of the outermost layers."""
     parts: dict[str, set[str]] = {}
     for name in named_weights(model):
-        parts.setdefault(name.partition("/")[0], set()).add(name)
+        parts.setdefault(part_of(name), set()).add(name)
     return parts
 
 
@@ -292,4 +326,4 @@ def _listed(differences: Sequence[Difference]) -> Iterator[str]:
 def _place(name: str) -> str:
     """Return the part that a weight is in: `setr`, or a branch, `fusion/branches/dem`."""
     parts = name.split("/")
-    return "/".join(parts[: 3 if len(parts) > 3 and parts[0] == "fusion" else 1])
+    return "/".join(parts[:3]) if len(parts) > 3 and parts[0] == "fusion" else part_of(name)

@@ -21,6 +21,7 @@ from data.tiles import PUBLISHED_REGIONS, ClassInfo, TileFile, TileInfo, find_da
 if TYPE_CHECKING:
     import keras
 
+    from checkpoints import Blueprint
     from training.record import Record
 
 TILES = Path("tiles")
@@ -181,12 +182,15 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
     """Build the architecture of a recipe for the tiles of `source`, and load a weights file into it.
 
     Inputs, their order, patch size and options are the recipe's, channel counts and classes those of the
-    tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs.
+    tiles. The values are taken to be scaled as those of the published datasets, and regions to be theirs. Of
+    architectures that concatenate their inputs, the file tells whether its output is a sigmoid or a softmax; what
+    values a PyTorch file expects is not known, and the tiles' own statistics scale them.
 
     Raises:
         UserError: If the tiles lack an input of the recipe or are damaged, or the weights are of another model.
     """
     import_keras()
+    import architectures
     import checkpoints
     from training.recipe import load_recipe
 
@@ -205,17 +209,47 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
         options["location_size"] = len(PUBLISHED_REGIONS) + 1
     patch_size = recipe.training.patch_size
     num_outputs = 1 if recipe.outputs == "sigmoid" else len(source.classes)
+    kind = checkpoints.inspect(weights).kind
+    if "fusion" in architectures.options_of(architecture) and kind != "keras2":
+        blueprint = checkpoints.blueprint_of(architecture, options, weights, num_outputs, patch_size)
+        _check_fit(blueprint, weights, modalities, source)
+        num_outputs, options = blueprint.num_classes, blueprint.options
+    statistics = None
+    if kind == "pytorch" and source.statistics is not None and not source.statistics.applied:
+        statistics = source.statistics.select(list(modalities))
+        warn(
+            f"how the values that {weights} was trained on were scaled is not known; these are scaled with the "
+            f"statistics of {source.path} ({statistics.fitted_on}), which the weights may not expect"
+        )
     model = _build(architecture, modalities, num_outputs, patch_size, options, weights, precision)
     return Predictor(
         name=name,
         model=model,
         modalities=modalities,
         classes=source.classes,
-        statistics=None,
+        statistics=statistics,
         patch_size=patch_size,
         regions=PUBLISHED_REGIONS,
         described={"architecture": architecture, "weights": str(weights), "precision": precision},
     )
+
+
+def _check_fit(blueprint: Blueprint, weights: Path, modalities: Mapping[str, int], source: TileFile) -> None:
+    """Raise `UserError` where the model of a weights file has other inputs or outputs than the tiles of `source`."""
+    reads = sum(modalities.values()) if blueprint.concatenated else tuple(modalities.values())
+    stored = blueprint.channels[0] if blueprint.concatenated else blueprint.channels
+    if reads != stored:
+        raise UserError(
+            f"{weights}: its model reads {stored} channels; the recipe's inputs are {_listed(modalities)} in "
+            f"{source.path}: list those that the weights were trained with under `inputs`, in their order"
+        )
+    count, classes = blueprint.num_classes, source.classes
+    if count != len(classes) and (count, len(classes)) != (1, 2):
+        names = ", ".join(info.name for info in classes)
+        raise UserError(
+            f"{weights}: its model has {count} output{'s' if count > 1 else ''}; {source.path} has {len(classes)} "
+            f"classes ({names}): predict tiles with the classes that the weights were trained for"
+        )
 
 
 def _build(

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import architectures
+import checkpoints
 import predict
+from checkpoints.torch_names import parameters
 from console import UserError
 from data.predictions import PredictionFile, path_of
 from data.tiles import TWO_CLASSES, TileFile
@@ -160,6 +162,32 @@ def test_a_weights_file_needs_no_record(workspace: Path, write_published_2023: W
     np.testing.assert_allclose(result.probs("SC2-59-84"), expected[inside], atol=1e-5)
     predict.main(["-m", "small.yaml", "-w", "theirs.h5", "-n", "mine", "--data", "published.hdf5"])
     assert path_of("mine").is_file()
+
+
+def test_a_state_dict_needs_no_record_and_says_how_many_outputs_it_has(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe's softmax gives way to the one probability of the file; the tiles' statistics scale its inputs."""
+    recipe = "architecture: {name: unet, options: {width: 4, steps: 1}}\ninputs: [dem, optical]\n"
+    Path("unet.yaml").write_text(recipe + "\n".join(RECIPE.splitlines()[3:]))
+    model = architectures.build("unet", {"dem": 2, "optical": 6}, 1, PATCH, width=4, steps=1)
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.uniform(0.1, 0.3, one.shape).astype("f4") for name, one in parameters(model).items()}
+    np.savez("theirs.npz", **tensors)
+    Path("theirs.npz").rename("theirs.pth")
+    predict.main(["-m", "unet.yaml", "-w", "theirs.pth", "--data", "small"])
+    checkpoints.load_weights(model, "theirs.pth")
+    source = TileFile("tiles/small/test.hdf5")
+    assert source.statistics and "is not known; these are scaled with the statistics of" in capsys.readouterr().err
+    inputs = {key: source.statistics.apply(key, x) for key, x in source.read("t0", ["dem", "optical"]).items()}
+    expected = blend(lambda x: model.predict_on_batch(x)["output"], inputs, patch=PATCH, num_outputs=1)
+    np.testing.assert_allclose(PredictionFile(path_of("theirs")).probs("t0"), expected, atol=1e-5)
+    shutil.rmtree("predictions")
+
+    Path("unet.yaml").write_text(Path("unet.yaml").read_text().replace("dem, ", ""))
+    assert "reads 8 channels; the recipe's inputs are optical (6 channels)" in refused(
+        "-m", "unet.yaml", "-w", "theirs.pth", "--data", "small"
+    )
 
 
 def refused(*arguments: str) -> str:

@@ -13,7 +13,7 @@ import keras
 
 import architectures
 import checkpoints
-from checkpoints import Blueprint, Meaning, Transfer
+from checkpoints import Blueprint, EncoderWeights, Meaning, Transfer
 from console import UserError
 from data.normalisation import Statistics, published, published_bands
 from data.tiles import PUBLISHED_REGIONS
@@ -68,6 +68,40 @@ class Start:
         """Return what the run's record says about it."""
         counts = {key: len(getattr(self.transfer, key)) for key in ("taken", "adapted", "left", "unused")}
         return {"source": self.source, "file": str(self.path), "digest": self.digest, **counts, "scaling": self.scaling}
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """The weights of an encoder that a run started from; all others are random.
+
+    Attributes:
+        path: The file of weights.
+        digest: SHA-256 of that file's bytes.
+        weights: What was taken.
+        left: How many weights of the model are not the encoder's.
+    """
+
+    path: Path
+    digest: str
+    weights: EncoderWeights
+    left: int
+
+    def __str__(self) -> str:
+        """Return the report that is printed before training."""
+        return f"start from {self.path}: {self.weights}; {self.left} weights left at their initial values"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the run's record says about it."""
+        return {
+            "source": str(self.path),
+            "file": str(self.path),
+            "digest": self.digest,
+            "encoder": self.weights.encoder,
+            "taken": len(self.weights.taken),
+            "left": self.left,
+            "unused": len(self.weights.ignored),
+            "first_convolution": self.weights.first_convolution,
+        }
 
 
 @dataclass(frozen=True)
@@ -129,11 +163,34 @@ def initialise(plan: Plan, source: str, inputs: Sequence[str] = (), weights: Pat
         if key not in ("location_size", "deep_supervision")  # those are seen in what is taken
         and str(found.options.get(key, value)) != str(value)
     }
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    start = Start(source, path, digest, transfer, differing, scaling)
+    start = Start(source, path, _digest(path), transfer, differing, scaling)
     train, val = (dataclasses.replace(patches, statistics=statistics) for patches in (plan.train, plan.val))
     return dataclasses.replace(plan, train=train, val=val, init=start.to_json()), start
+
+
+def initialise_encoder(plan: Plan, path: Path) -> tuple[Plan, EncoderStart]:
+    """Give the encoder of the model of `plan` the weights in `path`; return the plan as it is then, and the report.
+
+    Inputs are scaled with the dataset's statistics, as without.
+
+    Raises:
+        UserError: The file does not fit (`checkpoints.load_encoder`), or layers that are frozen would stay random.
+    """
+    weights = checkpoints.load_encoder(plan.model, path)
+    layers = {name.rpartition(".")[0] for name in weights.taken}
+    others = [layer.name for layer in plan.model.layers if layer.weights and layer.name not in layers]
+    if random := [name for name in others if _within(name, plan.recipe.training.frozen)]:
+        raise UserError(
+            f"--encoder-weights {path}: training.frozen would keep weights that are random, since the file has the "
+            f"encoder's alone: {', '.join(random[:5])}{', …' if len(random) > 5 else ''}; freeze less"
+        )
+    start = EncoderStart(path, _digest(path), weights, len(plan.model.weights) - len(weights.taken))
+    return dataclasses.replace(plan, init=start.to_json()), start
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def continued(plan: Plan, init: dict[str, Any] | None, statistics: dict[str, Any] | None) -> Plan:
@@ -155,7 +212,8 @@ def freeze(model: keras.Model, parts: Sequence[str]) -> None:
     """Exclude `parts` of `model` from training.
 
     A part is a layer by its name (`checkpoints.named_layers`) with all that is in it: `fusion`, `setr`,
-    `setr/transformer_block_3`, `fusion/branches/dem`. Batch normalisation in it uses and keeps its moving statistics.
+    `setr/transformer_block_3`, `fusion/branches/dem`; or, of names that are paths, their beginning: `encoder`,
+    `encoder.layer1`. Batch normalisation in it uses and keeps its moving statistics.
 
     Raises:
         UserError: There is no such part (the message lists the outermost), or nothing is left to train.
@@ -164,10 +222,10 @@ def freeze(model: keras.Model, parts: Sequence[str]) -> None:
     for part in parts:
         chosen = [layer for name, layer in layers.items() if _within(name, [part])]
         if not chosen:
-            outermost = ", ".join(dict.fromkeys(name.partition("/")[0] for name in layers))
+            outermost = ", ".join(dict.fromkeys(checkpoints.part_of(name) for name in layers))
             raise UserError(
                 f"training.frozen: no layer {part!r}; the parts of this model are {outermost}, "
-                "and parts of them such as fusion/branches"
+                "and parts of them such as fusion/branches or encoder.layer1"
             )
         for layer in chosen:
             layer.trainable = False
@@ -176,7 +234,7 @@ def freeze(model: keras.Model, parts: Sequence[str]) -> None:
 
 
 def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}/") for part in parts)
+    return any(name == part or name.startswith((f"{part}/", f"{part}.")) for part in parts)
 
 
 def _find(source: str, weights: Path) -> tuple[Path, Record | None]:
@@ -215,8 +273,10 @@ def _from_file(plan: Plan, path: Path, inputs: tuple[str, ...]) -> _Source:
     architecture, patch_size = plan.recipe.architecture.name, plan.recipe.training.patch_size
     outputs = plan.model.output["output"].shape[-1]
     blueprint = checkpoints.blueprint_of(architecture, plan.options, path, outputs, patch_size)
-    names = _inputs_of(blueprint, path, inputs)
-    channels = dict(zip(names, blueprint.channels, strict=True))
+    if blueprint.concatenated:
+        channels = _concatenated_inputs(plan, blueprint.channels[0], path, inputs)
+    else:
+        channels = dict(zip(_inputs_of(blueprint, path, inputs), blueprint.channels, strict=True))
     try:
         model = architectures.build(
             architecture, channels, blueprint.num_classes, blueprint.patch_size, **blueprint.options
@@ -235,6 +295,26 @@ def _from_file(plan: Plan, path: Path, inputs: tuple[str, ...]) -> _Source:
     if size in _PUBLISHED_LOCATION:
         meaning["location"] = list(_PUBLISHED_LOCATION[size])
     return _Source(model, blueprint.options, Meaning(meaning), published().select(list(known)))
+
+
+def _concatenated_inputs(plan: Plan, count: int, path: Path, inputs: tuple[str, ...]) -> dict[str, int]:
+    """Return modality → channels of a file whose model reads `count` channels, one modality behind the other.
+
+    Without names they are this run's, where these have as many channels; else they are not known.
+    """
+    own = dict(plan.train.file.modalities)
+    if not inputs:
+        ours = {modality: own[modality] for modality in plan.recipe.inputs}
+        return ours if sum(ours.values()) == count else {"inputs": count}
+    unknown = [modality for modality in inputs if modality not in own]
+    rest = count - sum(own[modality] for modality in inputs if modality in own)
+    if len(set(inputs)) < len(inputs) or len(unknown) > 1 or (rest < 1 if unknown else rest):
+        known = ", ".join(f"{modality} {own[modality]}" for modality in inputs if modality in own)
+        raise UserError(
+            f"--init-inputs {' '.join(inputs)}: {path} reads {count} channels in all, and these have {known or 'none'} "
+            "in this dataset: name each modality once, at most one that the dataset lacks"
+        )
+    return {modality: own.get(modality, rest) for modality in inputs}
 
 
 def _inputs_of(blueprint: Blueprint, path: Path, inputs: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 import architectures
-from architectures import REGISTRY, blocks, options_of
+from architectures import REGISTRY, blocks, options_of, unet, unetplusplus
+from architectures.segformer import LinearFuse
 from console import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,33 +33,60 @@ SMALL = {
     "heads": 2,
     "steps": 2,
 }
-# Every architecture as it is by default, and the variant that has all that a graph can have.
+# Every architecture as it is by default, but with the smallest of encoders, and variants that differ in their graph.
+# Where dropout is off by default it is on here; before a layer of few channels it must be strong to be sure to show.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in REGISTRY},
     "glavitu 2025": ("glavitu", {"variant": "2025", "location_size": 4}),
+    "resunet himalaya": ("resunet", {"variant": "himalaya", "dropout": 0.5}),
+    # A block that is dropped for all of a small batch leaves its weights without a gradient.
+    "segformer": ("segformer", {"drop_path": 0.0, "dropout": 0.5}),
+    "unet": ("unet", {"dropout": 0.5}),
+    "unet resnet18": ("unet", {"encoder": "resnet18", "fusion": "branches", "fusion_width": 8, "dropout": 0.5}),
+    "unetplusplus": ("unetplusplus", {"encoder": "resnet18", "deep_supervision": True, "dropout": 0.5}),
+}
+CONCATENATED = ("resunet himalaya", "segformer", "unet", "unetplusplus")
+OUTPUTS = {
+    "glavitu": {"output", "deepsupervision"},
+    "unetplusplus": {"output", "deepsupervision_1", "deepsupervision_2", "deepsupervision_3"},
 }
 Patch = int | tuple[int, int]
+NORMALISATION = keras.layers.BatchNormalization
+# Layers that make constants of constants.
+LINEAR = (keras.layers.UpSampling2D, keras.layers.Concatenate, keras.layers.Add, keras.layers.Dense, LinearFuse)
 
 
 def arguments(case: str, **options: Any) -> tuple[str, dict[str, Any]]:
     """Return the name of an architecture and the options of its small version."""
     name, own = CASES[case]
-    small = {key: value for key, value in SMALL.items() if key in options_of(name)}
+    chosen = {**options_of(name), **own, **options}
+    needs = getattr(REGISTRY[name], "ONLY_WITH", {})
+    small = {
+        key: value
+        for key, value in SMALL.items()
+        if key in chosen and (key not in needs or any(chosen[other] in v for other, v in needs[key].items()))
+    }
     return name, {**small, **own, **options}
 
 
-def small(case: str, num_classes: int = 2, patch_size: Patch = 32, **options: Any) -> keras.Model:
+def small(case: str, num_classes: int = 2, patch_size: Patch | None = None, **options: Any) -> keras.Model:
     """Build the small version with weights that leave no layer without effect."""
     name, options = arguments(case, **options)
-    model = architectures.build(name, INPUTS, num_classes, patch_size, **options)
+    model = architectures.build(name, INPUTS, num_classes, patch_size or patch_of(case), **options)
     scatter(model)
     return model
 
 
+def patch_of(case: str) -> int:
+    """Return a patch of which a map's last 2×2 pixels at least are left: one a patch are 0 once normalised."""
+    name, options = arguments(case)
+    return max(32, 2 * REGISTRY[name].stride(**options))
+
+
 @functools.cache
-def standard(case: str) -> keras.Model:
+def standard(case: str, num_classes: int = 2) -> keras.Model:
     """Return one small version for all tests that leave it as it is."""
-    return small(case)
+    return small(case, num_classes)
 
 
 def scatter(model: keras.Model, seed: int = 0) -> None:
@@ -105,13 +133,12 @@ def policy() -> Iterator[Any]:
 class TestContract:
     """The promises of `architectures.build`."""
 
-    @pytest.mark.parametrize("num_classes, patch", [(1, 32), (4, (32, 64))])
-    def test_outputs_are_probabilities_of_the_inputs_size(self, case: str, num_classes: int, patch: Patch) -> None:
-        model = small(case, num_classes, patch)
-        height, width = (patch, patch) if isinstance(patch, int) else patch
+    @pytest.mark.parametrize("num_classes", [1, 4])
+    def test_outputs_are_probabilities_of_the_inputs_size(self, case: str, num_classes: int) -> None:
+        model = standard(case, 1) if num_classes == 1 else small(case, num_classes, (32, 64))
+        height, width = (patch_of(case), patch_of(case)) if num_classes == 1 else (32, 64)
         y = outputs(model, examples(model))
-        deep = "deep_supervision" in options_of(CASES[case][0])
-        assert set(y) == ({"output", "deepsupervision"} if deep else {"output"})
+        assert set(y) == OUTPUTS.get(CASES[case][0], {"output"})
         for probs in y.values():
             assert probs.shape == (2, height, width, num_classes)
             assert probs.dtype == np.float32
@@ -126,15 +153,16 @@ class TestContract:
         expected = outputs(standard(case), examples(standard(case)))
         policy(precision)
         model = small(case)
-        assert model.get_layer("fusion").compute_dtype == precision.removeprefix("mixed_")
+        assert next(layer for layer in model.layers if layer.weights).compute_dtype == precision.removeprefix("mixed_")
         assert {variable.dtype for variable in model.weights} == {"float32"}
         for key, probs in outputs(model, examples(model)).items():
             assert probs.dtype == np.float32
             np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-5)
             assert 0 < np.abs(probs - expected[key]).mean() < 0.05
 
-    def test_every_weight_has_a_gradient(self, case: str) -> None:
-        model = standard(case)
+    @pytest.mark.parametrize("num_classes", [1, 2])
+    def test_every_weight_has_a_gradient(self, case: str, num_classes: int) -> None:
+        model = standard(case, num_classes)
         rng = np.random.default_rng(2)
         with tf.GradientTape() as tape:
             y = model(examples(model), training=True)
@@ -143,7 +171,6 @@ class TestContract:
         weights = model.trainable_weights
         gradients = tape.gradient(loss, [variable.value for variable in weights])
         without = {id(variable) for variable in without_effect(model)}
-        assert without  # attention keys and convolutions before a normalisation
         for variable, gradient in zip(weights, gradients, strict=True):
             assert gradient is not None, variable.path
             size = float(tf.reduce_max(tf.abs(gradient)))
@@ -163,7 +190,7 @@ class TestContract:
         model = standard(case)
         model.save_weights(tmp_path / "a.weights.h5")
         name, options = arguments(case)
-        other = architectures.build(name, INPUTS, 2, 32, **options)
+        other = architectures.build(name, INPUTS, 2, patch_of(case), **options)
         other.load_weights(tmp_path / "a.weights.h5")
         assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
 
@@ -187,18 +214,39 @@ class TestContract:
         assert_same(outputs(model, dict(reversed(x.items()))), outputs(model, x), tolerance=0)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_order_of_inputs_is_the_callers(name: str) -> None:
-    _, options = arguments(name)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - set(CONCATENATED)))
+def test_order_of_branches_is_the_callers(case: str) -> None:
+    name, options = arguments(case)
     for inputs in (INPUTS, dict(sorted(INPUTS.items()))):
-        model = standard(name) if inputs is INPUTS else architectures.build(name, inputs, 2, 32, **options)
+        model = standard(case) if inputs is INPUTS else architectures.build(name, inputs, 2, 32, **options)
         kernels = [w for w in model.get_layer("fusion").trainable_weights if len(w.shape) == 4]
         assert [kernel.shape[2] for kernel in kernels[::2]] == list(inputs.values())
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_patch_size_is_answered_with_the_nearest_that_works(name: str) -> None:
-    _, options = arguments(name)
+@pytest.mark.parametrize("case", CONCATENATED)
+def test_order_of_concatenated_modalities_is_the_callers(case: str) -> None:
+    name, options = arguments(case)
+    model = standard(case)
+    swapped = architectures.build(name, dict(reversed(INPUTS.items())), 2, patch_of(case), **options)
+    first, *others = model.get_weights()
+    x, (channels, _) = examples(model), INPUTS.values()
+    swapped.set_weights([first, *others])
+    assert np.abs(outputs(swapped, x)["output"] - outputs(model, x)["output"]).max() > 1e-2
+    swapped.set_weights([np.concatenate([first[:, :, channels:], first[:, :, :channels]], axis=2), *others])
+    assert_same(outputs(swapped, x), outputs(model, x), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 18])
+@pytest.mark.parametrize("case", ["resunet himalaya", "unet", "unet resnet18"])
+def test_one_modality_may_have_any_number_of_channels(case: str, channels: int) -> None:
+    name, options = arguments(case)
+    model = architectures.build(name, {"optical": channels}, 1, 32, **options)
+    assert outputs(model, examples(model))["output"].shape == (2, 32, 32, 1)
+
+
+@pytest.mark.parametrize("case", [*REGISTRY, "unet resnet18"])
+def test_patch_size_is_answered_with_the_nearest_that_works(case: str) -> None:
+    name, options = arguments(case)
     stride = REGISTRY[name].stride(**options)
     for patch in (3, 37, 58, (32, 41)):
         with pytest.raises(UserError, match="nearest") as refusal:
@@ -215,12 +263,58 @@ def test_glavitu_without_deep_supervision_has_one_output() -> None:
     assert set(small("glavitu", deep_supervision=False).output) == {"output"}
 
 
+def test_deep_supervision_of_unetplusplus_leaves_its_output_as_it_is() -> None:
+    model, plain = standard("unetplusplus"), small("unetplusplus", deep_supervision=False)
+    assert set(plain.output) == {"output"}
+    for layer in plain.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights() if layer.weights else [])
+    x = examples(model)
+    assert_same(outputs(plain, x), {"output": outputs(model, x)["output"]})
+
+
+def maps_without_stride_2(encoder: str, x: Any) -> list[Any]:
+    """Encode (N, H, W, C) by pooling and a convolution each, of widths that no other encoder has."""
+    pooled = [keras.layers.AveragePooling2D(step)(x) for step in (4, 8, 16, 32)]
+    return [None, *(keras.layers.Conv2D(3 + 2 * i, 1)(y) for i, y in enumerate(pooled))]
+
+
+def test_unet_works_with_an_encoder_that_has_no_map_at_stride_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unet, "encode", maps_without_stride_2)
+    model = architectures.build("unet", INPUTS, 2, 64, encoder="resnet18")
+    kernels = [model.get_layer(f"decoder.blocks.{i}.conv1.0").kernel.shape[2:] for i in range(5)]
+    assert kernels == [(9 + 7, 256), (256 + 5, 128), (128 + 3, 64), (64, 32), (32, 16)]
+    assert model.output["output"].shape == (None, 64, 64, 2)
+
+
+def test_unetplusplus_refuses_an_encoder_that_has_no_map_at_stride_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unetplusplus, "encode", maps_without_stride_2)
+    with pytest.raises(UserError, match="stride 2.* unet"):
+        architectures.build("unetplusplus", INPUTS, 2, 64, encoder="resnet18")
+
+
+@pytest.mark.parametrize("variant, share", [("glavitu", 0.1), ("himalaya", 0.0)])
+def test_dropout_of_resunet_is_its_variants_unless_given(variant: str, share: float) -> None:
+    def shares(**options: Any) -> set[float]:
+        model = architectures.build("resunet", INPUTS, 2, 2, variant=variant, width=2, steps=1, **options)
+        return {layer.rate for layer in sublayers(model) if isinstance(layer, keras.layers.SpatialDropout2D)}
+
+    assert (shares(), shares(dropout=None), shares(dropout=0.3)) == ({share}, {share}, {0.3})
+
+
 def without_effect(model: keras.Model) -> list[keras.Variable]:
     """Return the variables that no output depends on, so that their gradient is 0.
 
-    A batch normalisation takes away any constant that the layer before it adds; the softmax over the keys takes away
+    A batch normalisation takes away any constant that a layer before it adds; the softmax over the keys takes away
     what a bias of the keys adds to all of them.
     """
+
+    def lost(layer: keras.layers.Layer) -> bool:
+        """Return whether all that is made of the layer's map is normalised before a constant in it changes."""
+        readers = [node.operation for node in layer._outbound_nodes]
+        return bool(readers) and all(
+            isinstance(r, NORMALISATION) or (isinstance(r, LINEAR) and lost(r)) for r in readers
+        )
+
     found = []
     for layer in sublayers(model):
         if isinstance(layer, blocks.DoubleConvolution):
@@ -229,10 +323,12 @@ def without_effect(model: keras.Model) -> list[keras.Variable]:
             found += [layer.linear_1.bias, layer.linear_2.bias]
         elif isinstance(layer, keras.layers.MultiHeadAttention):
             found += [w for w in layer.weights if w.path.endswith("/key/bias")]
-        elif isinstance(layer, keras.Model):
-            for first, second in zip(layer.layers, layer.layers[1:], strict=False):
-                if isinstance(second, keras.layers.BatchNormalization):
-                    found += [first.bias]
+        elif layer.name.endswith(".k_proj"):
+            found.append(layer.bias)
+        elif getattr(layer, "bias", None) is not None and lost(layer):
+            found.append(layer.bias)
+        elif isinstance(layer, keras.layers.LayerNormalization) and lost(layer):
+            found.append(layer.beta)
     return found
 
 
@@ -255,10 +351,14 @@ IMPOSSIBLE = [
     ("dropout", float("nan")),
     ("width", 0),
     ("width", 8.5),
+    ("decoder_width", 0),
+    ("drop_path", 1.0),
     ("depth", 0),
     ("heads", 5),
     ("steps", 0),
     ("variant", "2024"),
+    ("encoder", "resnet35"),
+    ("fusion", "sum"),
     ("deep_supervision", "no"),
     ("location_size", -1),
 ]
@@ -298,9 +398,22 @@ class TestRefusals:
         with pytest.raises(UserError, match="modalit"):
             architectures.build(name, inputs, patch_size=32)
 
-    def test_location_needs_the_2025_variant(self) -> None:
-        with pytest.raises(UserError, match="2025"):
-            architectures.build("glavitu", INPUTS, patch_size=32, location_size=4)
+    @pytest.mark.parametrize(
+        "name, options, message",
+        [
+            ("glavitu", {"location_size": 4}, "location_size has a meaning only with variant 2025"),
+            ("resunet", {"fusion": "branches"}, "fusion has a meaning only with variant himalaya"),
+            ("resunet", {"variant": "himalaya", "fusion_width": 8}, "only with variant glavitu or fusion branches"),
+            ("unet", {"encoder": "resnet18", "width": 16}, "width has a meaning only with encoder none"),
+            ("unet", {"encoder": "resnet18", "steps": 5}, "steps has a meaning only with encoder none"),
+            ("unet", {"fusion_width": 8}, "fusion_width has a meaning only with fusion branches"),
+            ("segformer", {"fusion_width": 8}, "fusion_width has a meaning only with fusion branches"),
+            ("unetplusplus", {"fusion_width": 8}, "fusion_width has a meaning only with fusion branches"),
+        ],
+    )
+    def test_option_that_would_be_ignored_is_named(self, name: str, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            architectures.build(name, INPUTS, patch_size=32, **options)
 
     def test_variant_may_come_as_a_number(self) -> None:
         """YAML and the command line read 2025 as a number."""
@@ -314,8 +427,8 @@ import keras, numpy as np
 import architectures, checkpoints
 assert keras.backend.backend() == "jax"
 folder, cases, inputs = sys.argv[1], *map(eval, sys.argv[2:])
-for number, (name, options) in enumerate(cases):
-    model = architectures.build(name, inputs, 2, 32, **options)
+for number, (name, options, patch) in enumerate(cases):
+    model = architectures.build(name, inputs, 2, patch, **options)
     checkpoints.load_weights(model, f"{folder}/{number}.weights.h5")
     y = model.predict_on_batch(dict(np.load(f"{folder}/{number}.x.npz")))
     np.savez(f"{folder}/{number}.y.npz", **y)
@@ -331,7 +444,7 @@ def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{number}.x.npz", **x)
         expected[number] = outputs(model, x)
     subprocess.run(
-        [sys.executable, "-c", JAX, str(tmp_path), repr([arguments(c) for c in CASES]), repr(INPUTS)],
+        [sys.executable, "-c", JAX, str(tmp_path), repr([(*arguments(c), patch_of(c)) for c in CASES]), repr(INPUTS)],
         cwd=REPOSITORY,
         env={
             **os.environ,

@@ -15,13 +15,14 @@ INPUTS_2025 = {"optical": 6, "dem": 2}
 
 
 class Row(NamedTuple):
-    """One published architecture for patches of 384×384 pixels and two classes."""
+    """One published architecture for patches of 384×384 pixels."""
 
     name: str
     inputs: dict[str, int]
     options: dict[str, Any]
     parameters: int  # Keras counts moving statistics
     trainable: int  # what PyTorch counts
+    num_classes: int = 2
 
 
 TABLE = {
@@ -43,6 +44,23 @@ TABLE = {
         10_037_442,
         10_029_634,
     ),
+    # The Himalaya project's own code, and segmentation_models_pytorch 0.6.
+    "resunet himalaya": Row("resunet", {"optical": 18}, {"variant": "himalaya"}, 32_501_057, 32_481_601, 1),
+    "unet resnet18": Row("unet", {"optical": 5}, {"encoder": "resnet18"}, 14_346_500, 14_334_916, 4),
+    "unet resnet34": Row("unet", {"optical": 5}, {"encoder": "resnet34"}, 24_462_084, 24_443_076, 4),
+    "unet resnet50": Row("unet", {"optical": 3}, {"encoder": "resnet50"}, 32_576_209, 32_521_105, 1),
+    "unet resnet101": Row("unet", {"optical": 3}, {"encoder": "resnet101"}, 51_620_561, 51_513_233, 1),
+    "unetplusplus": Row("unetplusplus", {"optical": 5}, {}, 26_105_681, 26_084_881, 1),
+    "unetplusplus resnet101": Row("unetplusplus", {"optical": 5}, {"encoder": "resnet101"}, 68_096_337, 67_984_145, 1),
+    # transformers 5.
+    "segformer b0": Row("segformer", {"optical": 6}, {}, 3_719_874, 3_719_362),
+    "segformer b1": Row("segformer", {"optical": 6}, {"variant": "b1"}, 13_687_682, 13_687_170),
+    "segformer b2": Row("segformer", {"optical": 6}, {"variant": "b2"}, 27_359_106, 27_357_570),
+    "segformer b3": Row("segformer", {"optical": 6}, {"variant": "b3"}, 47_234_946, 47_233_410),
+    "segformer b4": Row("segformer", {"optical": 18}, {"variant": "b4"}, 64_042_369, 64_040_833, 1),
+    "segformer b5": Row("segformer", {"optical": 6}, {"variant": "b5"}, 84_605_826, 84_604_290),
+    # The plain U-Net is ours: widths 32 to 512, as its module says.
+    "unet": Row("unet", {"optical": 5}, {}, 7_769_604, 7_763_716, 4),
 }
 
 
@@ -52,7 +70,7 @@ def test_the_table_has_every_architecture() -> None:
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_parameters_are_exact(row: Row) -> None:
-    model = architectures.build(row.name, row.inputs, num_classes=2, patch_size=384, **row.options)
+    model = architectures.build(row.name, row.inputs, row.num_classes, patch_size=384, **row.options)
     trainable = sum(int(np.prod(variable.shape)) for variable in model.trainable_weights)
     assert (model.count_params(), trainable) == (row.parameters, row.trainable)
     keras.utils.clear_session()

@@ -18,6 +18,7 @@ from checkpoints.matching import addresses
 from console import UserError
 
 INPUTS = {"optical": 3, "dem": 2, "sar": 2}
+CONCATENATING = ("unet", "unetplusplus", "segformer")  # what reads all modalities at once; its fusion has no width
 SMALL = {
     "width": 8,
     "fusion_width": 8,
@@ -39,7 +40,8 @@ def small(
     **options: Any,
 ) -> keras.Model:
     """Build a small version; with a `seed`, every variable of it has random values."""
-    options = {key: value for key, value in SMALL.items() if key in options_of(name)} | options
+    unused = {"fusion_width"} if name in CONCATENATING else set()
+    options = {key: value for key, value in SMALL.items() if key in set(options_of(name)) - unused} | options
     model = architectures.build(name, inputs or INPUTS, num_classes, patch_size, **options)
     if seed is not None:
         rng = np.random.default_rng(seed)
@@ -115,7 +117,8 @@ WRITERS: dict[str, Writer] = {"keras2": write_keras2, "keras3": write_keras3}
 both_kinds = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+# U-Net++ has the kinds of layers that U-Net has, and far more of them.
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"unetplusplus"}))
 @both_kinds
 def test_file_loads_under_any_name(name: str, write: Writer, tmp_path: Path) -> None:
     model, other = small(name, seed=1), small(name, seed=2)

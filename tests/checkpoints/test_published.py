@@ -1,4 +1,7 @@
-"""The authors' weights files give the authors' outputs: full-size models against stored reference outputs."""
+"""The authors' weights files give the authors' outputs: full-size models against stored reference outputs.
+
+Keras 2 files of the GlaViTU family, and PyTorch state dicts of the others.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import architectures
 import checkpoints
@@ -24,6 +28,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "setr": ("setr", {}),
     "glavitu2025": ("glavitu", {"variant": "2025"}),
     "glavitu2025_region": ("glavitu", {"variant": "2025", "location_size": 12}),
+}
+# Of the reference's state dict: our architecture and its options, and how files of it are written.
+TORCH: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unet_resnet34": ("unet", {"encoder": "resnet34"}, "safetensors"),
+    "unet_resnet50": ("unet", {"encoder": "resnet50"}, "npz"),
+    "unet_efficientnet_b4": ("unet", {"encoder": "efficientnet-b4"}, "npz"),
+    "unetplusplus_resnet34": ("unetplusplus", {"encoder": "resnet34"}, "npz"),
+    "resunet_himalaya": ("resunet", {"variant": "himalaya"}, "npz"),
+    "segformer_b0": ("segformer", {"variant": "b0"}, "safetensors"),
+    "segformer_b4": ("segformer", {"variant": "b4"}, "npz"),
 }
 
 
@@ -92,3 +106,34 @@ def test_inference_weights_without_deep_supervision_load(references: Path, seede
     checkpoints.load_weights(model, tmp_path / "a.h5")
     kernel = model.get_layer("output").get_weights()[0]
     np.testing.assert_array_equal(kernel, seeded.seeded_tensor("output/output/kernel:0", kernel.shape, "keras"))
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_state_dict_gives_the_output_of_the_pytorch_model(
+    name: str, references: Path, seeded: ModuleType, tmp_path: Path
+) -> None:
+    spec = json.loads((references / "torch" / f"{name}.json").read_text())
+    reference = np.load(references / "torch" / f"{name}.npz")
+    architecture, options, form = TORCH[name]
+    path = tmp_path / f"{name}.weights"  # what a file is, its name does not say
+    state_dict = seeded.torch_state_dict(spec)
+    with path.open("wb") as file:
+        if form == "npz":
+            np.savez(file, **state_dict)
+        else:
+            file.write(safetensors.numpy.save(state_dict))
+
+    _, channels, height, width = spec["input"]
+    logits = reference["logits"].transpose(0, 2, 3, 1)
+    model = architectures.build(architecture, {"optical": channels}, logits.shape[-1], (height, width), **options)
+    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == spec["parameters"]
+    checkpoints.load_weights(model, path)
+    x = seeded.seeded_input("x", spec["input"]).transpose(0, 2, 3, 1)
+    probs = keras.ops.convert_to_numpy(model({"optical": x})["output"])
+
+    stride = int(reference["stride"])
+    if architecture == "segformer":  # the reference's logits are of a quarter of the size
+        logits = keras.layers.UpSampling2D(4, interpolation="bilinear")(logits)
+        assert stride == 1
+    expected = keras.ops.sigmoid(logits) if logits.shape[-1] == 1 else keras.ops.softmax(logits)
+    np.testing.assert_allclose(probs[:, ::stride, ::stride], expected, rtol=0, atol=1e-4)

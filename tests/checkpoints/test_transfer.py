@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ SMALL = {"fusion_width": 4, "vit_width": 4, "decoder_width": 4, "mlp": 4, "depth
 def small(
     name: str, inputs: dict[str, int] | None = None, num_classes: int = 2, patch_size: int = 32, **options: Any
 ) -> keras.Model:
-    options = {key: value for key, value in SMALL.items() if key in options_of(name)} | {"width": 4} | options
+    unused = {"fusion_width"} if options.get("fusion") == "concatenate" else set()
+    known = set(options_of(name)) - unused
+    options = {key: value for key, value in ({"width": 4} | SMALL).items() if key in known} | options
     return architectures.build(name, inputs or INPUTS, num_classes, patch_size, **options)
 
 
@@ -75,16 +78,22 @@ def predict(model: keras.Model, x: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "heads"),
+    ("name", "options", "heads"),
     [
-        ("resunet", ["resunet/dense"]),
-        ("setr", ["setr/conv2d_4"]),
-        ("transunet", ["output"]),
-        ("glavitu", ["output", "deepsupervision"]),
+        ("resunet", {}, ["resunet/dense"]),
+        ("resunet", {"variant": "himalaya", "fusion": "concatenate"}, ["final_conv"]),
+        ("setr", {}, ["setr/conv2d_4"]),
+        ("transunet", {}, ["output"]),
+        ("glavitu", {}, ["output", "deepsupervision"]),
+        ("unet", {"fusion": "branches"}, ["segmentation_head.0"]),
+        ("unetplusplus", {"encoder": "resnet18", "fusion": "concatenate"}, ["segmentation_head.0"]),
+        ("segformer", {"decoder_width": 4, "fusion": "concatenate"}, ["decode_head.classifier"]),
     ],
 )
-def test_of_every_architecture_all_weights_are_named_and_inputs_and_heads_known(name: str, heads: list[str]) -> None:
-    model = small(name)
+def test_of_every_architecture_all_weights_are_named_and_inputs_and_heads_known(
+    name: str, options: dict[str, Any], heads: list[str]
+) -> None:
+    model = small(name, **options)
     here, there = Meaning(classes=("background", "ice")), Meaning(classes=("background", "water"))
     done = checkpoints.transfer(model, model, here, there)
     expected = set().union(*map(both, heads))
@@ -94,7 +103,8 @@ def test_of_every_architecture_all_weights_are_named_and_inputs_and_heads_known(
 
 
 def test_every_architecture_is_held_against_its_names() -> None:
-    assert set(REGISTRY) == {"resunet", "setr", "transunet", "glavitu"}, "add the new one to the test above"
+    known = {"resunet", "setr", "transunet", "glavitu", "unet", "unetplusplus", "segformer"}
+    assert set(REGISTRY) == known, "add the new one to the test above"
 
 
 def test_an_equal_network_takes_all_and_predicts_the_same(mini: Mini) -> None:
@@ -195,6 +205,28 @@ def test_regions_are_taken_by_name_alone(mini: Mini) -> None:
     kernel = np.asarray(model.get_layer("location_encoding").linear_1.kernel)
     np.testing.assert_array_equal(kernel, np.stack([stored[1], before[1], stored[2]]))
     assert done.channels["location"] == (1, None, 2)
+
+
+def test_concatenated_inputs_are_taken_by_modality_and_by_band() -> None:
+    concatenated = functools.partial(small, "unet", fusion="concatenate")
+    source, model = seeded(concatenated({"optical": 3, "dem": 2})), concatenated({"sar": 1, "dem": 2, "optical": 3}, 3)
+    here, there = Meaning({"dem": ["slope", "elevation"]}), Meaning({"dem": ["elevation", "slope"]})
+    first = "encoder.blocks.0.conv1.0"
+    before = model.get_layer(first).get_weights()[0]
+    done = checkpoints.transfer(model, source, here, there)
+    ours, theirs = (one.get_layer(first).get_weights()[0] for one in (model, source))
+    np.testing.assert_array_equal(ours[:, :, 1:], theirs[:, :, [4, 3, 0, 1, 2]])
+    np.testing.assert_array_equal(ours[:, :, 0], before[:, :, 0])
+    assert done.channels == {"sar": (None,), "dem": (1, 0), "optical": (0, 1, 2)}
+    assert names(done.left) == both("segmentation_head.0")
+    assert f"{first}/kernel 3×3×6×4 from 3×3×5×4: slope, elevation, 1, 2, 3 by name, 1 initial" in str(done)
+
+    # A fused map is no input, and a deeper encoder is another.
+    done = checkpoints.transfer(small("unet", {"optical": 3, "dem": 2}, fusion="branches"), source)
+    assert "reads the inputs here and the other their fusion" in str(done)
+    done = checkpoints.transfer(concatenated({"optical": 5}, steps=2), source)
+    assert names(done.left) >= {f"{first}/kernel"} and "encoder is made of other layers in the source" in str(done)
+    assert set(done.taken) == both("segmentation_head.0")
 
 
 # Other outputs, patches, options

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
+import architectures
+import checkpoints
+from checkpoints.torch_names import parameters
 from console import UserError
 from data.normalisation import Statistics, fit, published, published_bands
 from data.tiles import TWO_CLASSES, ClassInfo, TileFile, TileWriter, find_dataset
 from train import main
-from training.initial import freeze, initialise
+from training.initial import continued, freeze, initialise, initialise_encoder
 from training.recipe import parse_recipe
 from training.record import load_record
 from training.run import Plan, Run, plan
@@ -208,6 +211,92 @@ def test_a_file_that_does_not_say_its_modalities_is_asked_for(mini: Mini) -> Non
     assert all(same(ours["dem"], theirs["dem"])) and not start.transfer.left
     assert after.train.statistics == prepared.train.statistics
     assert "how the source's were scaled is not known" in start.scaling
+
+
+def test_a_state_dict_of_concatenated_inputs_starts_a_run_of_other_classes() -> None:
+    write_dataset("mine", classes=FOUR_CLASSES)
+    network = {"name": "unet", "options": {"width": 4, "steps": 1}}
+    prepared = planned("mine", inputs=["dem", "optical"], architecture=network)
+    two = architectures.build("unet", {"dem": 2, "optical": 6}, 2, 32, **network["options"])
+    write_state_dict(two, Path("a.pth"))
+    after, start = initialise(prepared, "a.pth")
+    checkpoints.load_weights(two, "a.pth")
+    ours, theirs = (model.get_layer("encoder.blocks.0.conv1.0").get_weights() for model in (after.model, two))
+    assert all(same(ours, theirs))
+    assert {one.name for one in start.transfer.left} == {"segmentation_head.0/kernel", "segmentation_head.0/bias"}
+    # Named, the modalities are found wherever they are; a modality that this dataset lacks has the other channels.
+    after, start = initialise(
+        planned("mine", inputs=["optical"], architecture=network), "a.pth", ["thermal", "optical"]
+    )
+    np.testing.assert_array_equal(
+        after.model.get_layer("encoder.blocks.0.conv1.0").get_weights()[0], theirs[0][:, :, 2:]
+    )
+    with pytest.raises(UserError, match="reads 8 channels in all, and these have dem 2 in this dataset"):
+        initialise(prepared, "a.pth", ["dem"])
+
+
+# An encoder
+
+
+def write_state_dict(model: keras.Model, path: Path, prefix: str = "", bands: int | None = None) -> None:
+    """Write random values for the layers whose names begin with `prefix`, left out; the first reads `bands`."""
+    rng = np.random.default_rng(5)
+    shapes = {name: one.shape for name, one in parameters(model, (prefix,)).items()}
+    if bands:
+        first = next(iter(shapes))
+        shapes[first] = (shapes[first][0], bands, *shapes[first][2:])
+    tensors = {name.removeprefix(prefix): rng.uniform(0.1, 0.3, shape) for name, shape in shapes.items()}
+    with path.open("wb") as file:
+        np.savez(file, **tensors)  # type: ignore[arg-type]
+
+
+def test_an_encoder_starts_a_run_whose_record_says_so() -> None:
+    write_dataset("mine")
+    network = {"name": "unet", "options": {"encoder": "resnet18"}}
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, "architecture": network}))
+    prepared = planned("mine", architecture=network, training__frozen=["encoder"])
+    assert {layer.name.partition(".")[0] for layer in prepared.model.layers if layer.trainable_weights} == {
+        "decoder",
+        "segmentation_head",
+    }
+    path = Path("resnet18.npz")
+    write_state_dict(prepared.model, path, "encoder.", bands=3)
+    before = prepared.model.get_layer("decoder.blocks.0.conv1.0").get_weights()
+    after, start = initialise_encoder(prepared, path)
+    stored = np.load(path)
+    for band in range(10):  # of optical, dem and sar
+        np.testing.assert_allclose(
+            after.model.get_layer("encoder.conv1").get_weights()[0][:, :, band],
+            stored["conv1.weight"][:, band % 3].transpose(1, 2, 0) * 3 / 10,
+            rtol=1e-6,
+        )
+    assert all(same(after.model.get_layer("decoder.blocks.0.conv1.0").get_weights(), before))
+    Run(after, "mine")._keep(1, 0.5, np.ones((2, 2), np.int64))
+    init = load_record("mine").init
+    assert init == start.to_json() == continued(prepared, init, None).init
+    assert init and (init["source"], init["encoder"], init["unused"]) == ("resnet18.npz", "resnet18", 0)
+    assert init["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert init["taken"] + init["left"] == len(prepared.model.weights)
+    assert init["first_convolution"] == "the file's 3 filters in turn, times 3/10, for 10 bands"
+    with pytest.raises(UserError, match="keep weights that are random, .*decoder.blocks.0.conv1.0"):
+        initialise_encoder(planned("mine", architecture=network, training__frozen=["decoder"]), path)
+
+
+def test_the_script_starts_an_encoder_or_a_network_and_never_both(capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset("mine")
+    network = {"name": "unet", "options": {"encoder": "resnet18"}}
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, "architecture": network}))
+    write_state_dict(planned("mine", architecture=network).model, Path("a.pth"), "encoder.")
+    command = ["-r", "small.yaml", "--data", "mine", "--encoder-weights", "a.pth"]
+    with pytest.raises(UserError, match="--encoder-weights starts the encoder .*give one of them"):
+        main([*command, "--init", "first"])
+    main([*command, "--dry-run"])
+    assert "start from a.pth: 100 tensors of resnet18 taken; first convolution: as in the file; " in (
+        capsys.readouterr().out
+    )
+    write_state_dict(planned("mine", inputs=["dem"]).model, Path("a.pth"), "nothing")
+    with pytest.raises(UserError, match="a.pth"):
+        main([*command, "--dry-run"])
 
 
 # Sources that can't be used
