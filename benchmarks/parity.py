@@ -13,6 +13,7 @@ encoder alone its maps, in units of the largest value of each. Exit code 1: some
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -165,25 +166,22 @@ def run(case: Case, references: Connection, seed: int) -> Row:
     return compare(case, (parameters, count), own, reference)
 
 
-def report(rows: Sequence[Row]) -> str:
-    """Return the table."""
-    cells = [
-        [
-            row.case.name,
-            "×".join(map(str, (row.case.channels, *row.case.size))),
-            str(row.case.classes or "maps"),
-            f"{row.case.file}, {row.case.backend}",
-            f"{row.parameters[0]:,}"
-            if row.parameters[0] == row.parameters[1]
-            else "{:,} / {:,}".format(*row.parameters),
-            f"{row.difference:.1e}",
-            f"{row.spread:.2f}",
-            row.verdict,
-        ]
-        for row in rows
+HEADER = ["model", "input", "classes", "weights, backend", "parameters", "largest difference", "spread", "verdict"]
+
+
+def cells(row: Row) -> list[str]:
+    """Return the cells of `row` in the table."""
+    case, (own, its) = row.case, row.parameters
+    return [
+        case.name,
+        "×".join(map(str, (case.channels, *case.size))),
+        str(case.classes or "maps"),
+        f"{case.file}, {case.backend}",
+        f"{own:,}" if own == its else f"{own:,} / {its:,}",
+        f"{row.difference:.1e}",
+        f"{row.spread:.2f}",
+        row.verdict,
     ]
-    header = ["model", "input", "classes", "weights, backend", "parameters", "largest difference", "spread", "verdict"]
-    return table(header, cells)
 
 
 def main(arguments: list[str]) -> None:
@@ -201,10 +199,14 @@ def main(arguments: list[str]) -> None:
     if not cases:
         names = ", ".join(dict.fromkeys(case.name for case in CASES))
         raise UserError(f"--only {' '.join(options.only)}: no case has that in its name; there are: {names}")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that each model is traced
+    rows = []
     with reference_process() as references:
-        rows = [run(case, references, seed) for case in progress(cases, "models", unit="model")]
-    print(f"Random weights of seed {seed}; tolerance {TOLERANCE:.0e}.\n")
-    print(report(rows), end="\n\n", flush=True)
+        print(f"Random weights of seed {seed}; tolerance {TOLERANCE:.0e}.\n\n{table(HEADER, [])}", flush=True)
+        for case in progress(cases, "models", unit="model"):
+            rows.append(run(case, references, seed))
+            print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    print()
     if off := [row for row in rows if row.verdict != "equal"]:
         worst = max(off, key=lambda row: row.difference)
         sys.exit(

@@ -133,7 +133,8 @@ def logits_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def probabilities_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return probabilities (N, K, H, W), of one class by a sigmoid."""
-    logits = logits_of(model, x).float()
+    logits = logits_of(model, x)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
@@ -141,11 +142,11 @@ def probabilities_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generator) -> None:
+def randomise(model: torch.nn.Module, channels: int, generator: torch.Generator) -> None:
     """Give every parameter and every batch statistic of `model` a random value, under which signals keep their size.
 
-    The statistics are those of the batch `x` (N, C, H, W), and then disturbed: with values made up from nothing a
-    deep network can return the same whatever it is given, and a comparison of that says nothing.
+    A batch normalisation takes the statistics of a random batch as it arrives there, disturbed. With values made up
+    from nothing a deep network returns the same for every input, or is chaotic: then no two programs agree on it.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -154,17 +155,20 @@ def randomise(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generato
             parameter.uniform_(0.8, 1.2, generator=generator)
         else:
             parameter.normal_(0, 0.1, generator=generator)
+
+    def measure(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        variance, mean = torch.var_mean(arguments[0], dim=(0, 2, 3))
+        shift = 0.1 * torch.randn(mean.shape, generator=generator) * variance.sqrt()
+        module.running_mean.copy_(mean + shift)
+        factor = 0.7 + 0.6 * torch.rand(variance.shape, generator=generator)
+        module.running_var.copy_(factor * (variance + 0.1 * variance.mean()))  # no channel is blown up from nothing
+
     normalisations = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for module in normalisations:
-        module.momentum = None  # the mean over all batches seen: one
-        module.reset_running_stats()
-    model.train()
-    model(x)
+    hooks = [module.register_forward_pre_hook(measure) for module in normalisations]
     model.eval()
-    for module in normalisations:
-        mean, variance = module.running_mean, module.running_var
-        mean += 0.1 * variance.sqrt() * torch.randn(mean.shape, generator=generator)
-        variance *= 0.7 + 0.6 * torch.rand(variance.shape, generator=generator)
+    model(torch.randn(4, channels, 128, 128, generator=generator))
+    for hook in hooks:
+        hook.remove()
 
 
 # What is asked
@@ -176,51 +180,61 @@ def write(case: Case, seed: int, folder: Path) -> tuple[Path, int, np.ndarray, l
 
     Returns:
         The file, the number of trainable parameters, an input (N, H, W, C), and what the reference returns for it: of
-        a whole model the probabilities (N, H, W, K), of an encoder its maps.
+        a whole model the probabilities (N, H, W, K), of an encoder its maps. They are computed in float64, so that
+        the difference of the zoo's is its own rounding and not twice that.
     """
-    torch.manual_seed(seed)  # dropout, while batch statistics are taken
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, case.channels, *case.size, generator=generator)
     if case.classes:
         model = model_of(case)
-        randomise(model, x, generator)
-        state, outputs = model.state_dict(), [probabilities_of(model, x)]
+        randomise(model, case.channels, generator)
+        state = model.state_dict()
     else:
-        model, state, outputs = encode(case, x, generator)
+        model, state = encoder_of(case, generator)
     path = folder / f"weights.{'pt' if case.file == 'pt' else 'safetensors'}"
     if case.file == "pt":
         torch.save(state, path)
     else:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return path, count, x.permute(0, 2, 3, 1).numpy(), [output.permute(0, 2, 3, 1).numpy() for output in outputs]
+    x = torch.randn(2, case.channels, *case.size, generator=generator)
+    outputs = [probabilities_of(model.double(), x.double())] if case.classes else maps_of(model.double(), x.double())
+    return path, count, last(x), [last(output) for output in outputs]
 
 
-def encode(
-    case: Case, x: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.nn.Module, dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Return an encoder for x (N, C, H, W), the state dict for three bands that it was made of, and its maps of x."""
-    colours = torch.randn(2, 3, *case.size, generator=generator)
+def last(x: torch.Tensor) -> np.ndarray:
+    """Return (N, C, H, W) as a float32 array (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1).float().numpy()
+
+
+def encoder_of(case: Case, generator: torch.Generator) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Return an encoder for the bands of `case`, and the whole state dict for three bands that it was made of."""
     if case.file == "transformers":
         configuration = segformer(f"b{case.variant[-1]}", 3, IMAGENET_CLASSES)
         whole = transformers.SegformerForImageClassification(configuration)
-        randomise(whole, colours, generator)
-        return whole.segformer, whole.state_dict(), list(whole.segformer(x, output_hidden_states=True).hidden_states)
+        randomise(whole, 3, generator)
+        return whole.segformer, whole.state_dict()
     encoder = smp.encoders.get_encoder(smp_name(case.variant), in_channels=3, weights=None)
     if case.file == "torchvision":
         classifier = getattr(torchvision.models, case.variant)()
-        randomise(classifier, colours, generator)
+        randomise(classifier, 3, generator)
         state = classifier.state_dict()
         encoder.load_state_dict(dict(state))
     else:
-        randomise(encoder, colours, generator)
+        randomise(encoder, 3, generator)
         state = dict(encoder.state_dict())
         head = {"efficientnet_pytorch": "_fc", "original": "head"}[case.file]
-        state[f"{head}.weight"] = torch.randn(IMAGENET_CLASSES, 8, generator=generator)
+        state[f"{head}.weight"] = torch.randn(IMAGENET_CLASSES, encoder.out_channels[-1], generator=generator)
         state[f"{head}.bias"] = torch.randn(IMAGENET_CLASSES, generator=generator)
     encoder.eval()
     encoder.set_in_channels(case.channels, pretrained=True)
-    return encoder, state, [output for output in encoder(x)[1:] if output.shape[1]]
+    return encoder, state
+
+
+def maps_of(encoder: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the encoder's maps of (N, C, H, W); a stride without one is left out."""
+    if isinstance(encoder, transformers.SegformerModel):
+        return list(encoder(x, output_hidden_states=True).hidden_states)
+    return [output for output in encoder(x)[1:] if output.shape[1]]
 
 
 def ours(case: Case, weights: Path, x: np.ndarray) -> Any:
@@ -249,7 +263,11 @@ def train(case: Case, batch: int, precision: str, steps: int, turns: int, connec
         optimiser.step()
         loss.item()
 
-    repeat(lambda: [step() for _ in range(steps)], turns, connection)
+    def work() -> None:
+        for _ in range(steps):
+            step()
+
+    repeat(work, turns, connection)
 
 
 def predict(case: Case, batch: int, precision: str, steps: int, turns: int, connection: Connection) -> None:
