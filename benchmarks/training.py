@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import io
 import math
-import multiprocessing
 import os
 import tempfile
 import time
@@ -35,7 +34,7 @@ import numpy as np
 
 import console
 from benchmarks.report import machine, spread, table
-from console import UserError, progress
+from benchmarks.turns import Measured, peak_memory, start, take_turns
 from data import synthetic
 from data.tiles import Dataset
 from training.precision import POLICIES, cpu_has_bfloat16, has_gpu
@@ -51,14 +50,6 @@ class Variant:
     recipe: Recipe
     precision: str
     plain: bool = False
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds of each measured epoch of a variant, and its process's peak memory in bytes (nan: not known)."""
-
-    seconds: tuple[float, ...]
-    peak: float
 
 
 def variants(changes: Sequence[str], precisions: Sequence[str], parts: int) -> list[Variant]:
@@ -96,7 +87,7 @@ def train(variant: Variant, dataset: Dataset, turns: Connection) -> None:
     fit = planned.model.fit
 
     def fit_in_turn(*arguments: Any, callbacks: Sequence[keras.callbacks.Callback] = (), **options: Any) -> Any:
-        turns.send((clock.seconds, _peak_memory()))
+        turns.send((clock.seconds, peak_memory()))
         turns.recv()
         return fit(*arguments, callbacks=[*callbacks, clock], **options)
 
@@ -106,7 +97,7 @@ def train(variant: Variant, dataset: Dataset, turns: Connection) -> None:
     else:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             Run(planned, "benchmark", weights=Path(folder), logs=Path(folder)).train()
-    turns.send((clock.seconds, _peak_memory()))
+    turns.send((clock.seconds, peak_memory()))
 
 
 class _Clock(keras.callbacks.Callback):
@@ -140,44 +131,9 @@ def _train_plain(planned: Plan) -> None:
         planned.model.fit(inputs, {"output": labels}, batch_size=training.batch_size, shuffle=False, verbose=0)
 
 
-def _peak_memory(status: Path = Path("/proc/self/status")) -> float:
-    """Return the process's largest resident memory in bytes, nan where the system does not tell it in this way."""
-    if not status.is_file():
-        return math.nan
-    return next(float(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def take_turns(children: Sequence[Connection], epochs: int) -> list[Measured]:
-    """Let each of the children, which wait, train one epoch after the other, `epochs` times; the first is left out.
-
-    Raises:
-        UserError: One of them ended.
-    """
-    answers: list[list[tuple[float, float]]] = [[] for _ in children]
-    turns = [number for _ in range(epochs) for number in range(len(children))]
-    for number in progress(turns, "epochs in turns", unit="epoch"):
-        children[number].send(None)
-        answers[number].append(_answer(children[number]))
-    return [Measured(tuple(seconds for seconds, _ in those[1:]), those[-1][1]) for those in answers]
-
-
-def _answer(child: Connection) -> Any:
-    try:
-        return child.recv()
-    except EOFError:
-        raise UserError("a training process ended too early; if memory was short, give a smaller --batch") from None
-
-
 def measure(found: Sequence[Variant], dataset: Dataset) -> list[Measured]:
     """Train the variants in processes of their own, in turns."""
-    context = multiprocessing.get_context("spawn")
-    children = []
-    for variant in found:
-        ours, theirs = context.Pipe()
-        context.Process(target=train, args=(variant, dataset, theirs), daemon=True).start()
-        theirs.close()
-        _answer(ours)
-        children.append(ours)
+    children = [start(train, variant, dataset) for variant in found]
     return take_turns(children, found[0].recipe.training.epochs)
 
 

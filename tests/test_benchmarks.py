@@ -19,7 +19,8 @@ import architectures
 import training.run
 from benchmarks import pipeline, report, zoo
 from benchmarks.pipeline import Stopwatch
-from benchmarks.training import Measured, Variant, rows, take_turns, train, variants, write_tiles
+from benchmarks.training import Variant, rows, train, variants, write_tiles
+from benchmarks.turns import Measured, take_turns
 from console import UserError
 from data.loader import PatchSource
 

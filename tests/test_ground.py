@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {build: ROOT / f"requirements-{build}.lock" for build in ("cpu", "gpu")}
+LOCKS = {build: ROOT / f"requirements-{build}.lock" for build in ("cpu", "gpu", "parity")}
 TENSORFLOW_BUILDS = {"tensorflow", "tensorflow-cpu"}
 
 USED_BY_STAGES = {"architectures", "checkpoints", "console", "data"}
@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "inference": USED_BY_STAGES | {"training"},  # the run's record and the recipes
 }
 MAY_IMPORT_ALL = {"benchmarks", "tests"}
+# `make parity` runs what imports these, in its own environment.
+PARITY = {"benchmarks"}
 # Only TensorFlow is installed with the project; who runs Keras on another backend brings it along.
 BACKENDS = {"tensorflow", "jax", "torch"}
 MAY_IMPORT_A_BACKEND = {"training", "inference", "benchmarks", "tests"}
@@ -120,19 +122,31 @@ def test_one_tensorflow_and_otherwise_one_environment(platform: str, python: str
     assert others(cpu) == others(gpu)
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_parity_has_the_same_versions_and_pytorch_for_the_cpu_instead_of_tensorflow(platform: str, python: str) -> None:
+    cpu, parity = (pinned(build, platform, python) for build in ("cpu", "parity"))
+    assert {name: parity[name] for name in parity.keys() & cpu.keys()} == {
+        name: cpu[name] for name in parity.keys() & cpu.keys()
+    }
+    assert "torch" in parity and not TENSORFLOW_BUILDS & set(parity)
+    assert not any(name.startswith(("nvidia", "cuda", "triton")) for name in parity)
+
+
 @pytest.mark.parametrize("build", LOCKS)
 def test_lock_holds_all_that_is_declared(build: str) -> None:
     groups = declared()
-    wanted = groups[""] | groups["dev"] | groups[build]
+    wanted = groups[""] | groups[build] | (groups["dev"] if build != "parity" else set())
     assert wanted <= {canonicalize_name(Requirement(line).name) for line in lines(build)}
 
 
 @pytest.mark.parametrize(("room", "path"), SOURCES, ids=FILES)
 def test_imports_are_declared(room: str, path: Path) -> None:
-    extras = ["", *(["dev"] if room in MAY_IMPORT_ALL else [])]
+    extras = ["", *(["dev"] if room in MAY_IMPORT_ALL else []), *(["parity"] if room in PARITY else [])]
     allowed = {name for extra in extras for name in declared()[extra]}
     for name in imported(path) - sys.stdlib_module_names - ROOMS - SCRIPTS - BACKENDS - {"conftest"}:
-        distributions = {canonicalize_name(one) for one in PROVIDERS.get(name, [])}
+        # What is not installed here goes by the name of its distribution.
+        distributions = {canonicalize_name(one) for one in PROVIDERS.get(name, [name])}
         assert distributions & allowed, f"pyproject.toml does not declare {name} for {room or 'scripts'}"
 
 
@@ -196,7 +210,7 @@ class Ground:
             f'echo "$@" >> "{self.log}"\n'
             'case "$1 $2" in\n'
             f"'-c import sys'*) echo {version};;\n"
-            "'-m venv') rm -rf .venv; mkdir -p .venv/bin; cp \"$0\" .venv/bin/python;;\n"
+            "'-m venv') rm -rf $4; mkdir -p $4/bin; cp \"$0\" $4/bin/python;;\n"
             "'-m pip') test ! -e unreachable;;\n"
             "esac\n"
         )
@@ -300,6 +314,34 @@ def test_the_two_tensorflow_builds_never_share_an_environment(tmp_path: Path) ->
 
     assert ground.make(".venv", "TENSORFLOW=cpu").returncode == 0
     assert ground.stamps == [".ready-cpu"]
+
+
+def test_parity_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    ground = Ground(tmp_path)
+    assert ground.make("parity", "PYTORCH_INDEX=here").returncode == 0
+    assert "-m venv --clear .venv-parity" in ground.calls
+    assert "-m venv --clear .venv\n" in ground.calls
+    assert "--extra-index-url here torch torchvision" in ground.calls
+    assert "--requirement requirements-parity.lock" in ground.calls
+    assert ground.calls.endswith("-m benchmarks.parity\n")
+
+    assert ground.make("parity").returncode == 0
+    assert ground.calls == "-m benchmarks.parity\n"
+
+    (tmp_path / ".venv-parity" / ".ready").unlink()
+    assert ground.make("parity", "PYTORCH_INDEX=").returncode == 0
+    assert "--extra-index-url" not in ground.calls, "pip's own configuration says where PyTorch is"
+
+
+def test_speed_is_compared_with_pytorch_where_its_environment_is(tmp_path: Path) -> None:
+    ground = Ground(tmp_path)
+    done = ground.make("bench")
+    assert done.returncode == 0
+    assert "benchmarks.pytorch" not in ground.calls
+    assert "make .venv-parity" in done.stdout
+
+    assert ground.make(".venv-parity", "bench").returncode == 0
+    assert "-m benchmarks.pytorch" in ground.calls
 
 
 # Papers
