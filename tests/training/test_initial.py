@@ -215,7 +215,7 @@ def test_a_file_that_does_not_say_its_modalities_is_asked_for(mini: Mini) -> Non
 
 def test_a_state_dict_of_concatenated_inputs_starts_a_run_of_other_classes() -> None:
     write_dataset("mine", classes=FOUR_CLASSES)
-    network = {"name": "unet", "options": {"width": 4, "steps": 1}}
+    network: dict[str, Any] = {"name": "unet", "options": {"width": 4, "steps": 1}}
     prepared = planned("mine", inputs=["dem", "optical"], architecture=network)
     two = architectures.build("unet", {"dem": 2, "optical": 6}, 2, 32, **network["options"])
     write_state_dict(two, Path("a.pth"))
