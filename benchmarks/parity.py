@@ -203,9 +203,10 @@ def main(arguments: list[str]) -> None:
     rows = []
     with reference_process() as references:
         print(f"Random weights of seed {seed}; tolerance {TOLERANCE:.0e}.\n\n{table(HEADER, [])}", flush=True)
-        for case in progress(cases, "models", unit="model"):
+        bar = progress(cases, "models", unit="model")
+        for case in bar:
             rows.append(run(case, references, seed))
-            print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+            bar.write(f"| {' | '.join(cells(rows[-1]))} |")
     print()
     if off := [row for row in rows if row.verdict != "equal"]:
         worst = max(off, key=lambda row: row.difference)
