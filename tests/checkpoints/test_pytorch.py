@@ -21,6 +21,7 @@ import safetensors.numpy
 import architectures
 import checkpoints
 from architectures.encoders import encode
+from architectures.torch_layers import module_path
 from checkpoints.torch_names import encoder_of
 from console import UserError
 
@@ -77,9 +78,9 @@ def state_dict_of(model: keras.Model) -> StateDict:
                 values = values.T
             leaf = {"kernel": "weight", "gamma": "weight", "moving_mean": "running_mean"}.get(weight.name, "bias")
             leaf = "running_var" if weight.name == "moving_variance" else leaf
-            tensors[f"{layer.name}.{leaf}"] = np.ascontiguousarray(values)
+            tensors[f"{module_path(layer.name)}.{leaf}"] = np.ascontiguousarray(values)
             if leaf == "running_var":
-                tensors[f"{layer.name}.num_batches_tracked"] = np.asarray(7, np.int64)
+                tensors[f"{module_path(layer.name)}.num_batches_tracked"] = np.asarray(7, np.int64)
     return tensors
 
 
@@ -425,7 +426,7 @@ def test_encoders_of_mix_transformers_load_under_all_their_names(form: str, tmp_
     start = checkpoints.load_encoder(model, write_npz({**tensors, **others}, tmp_path / "a"))
     assert set(start.ignored) == set(others)
     for ours, theirs in zip(model.layers, source.layers, strict=True):
-        expected = theirs.get_weights() if ours.name.startswith("segformer.") else before[ours.name]
+        expected = theirs.get_weights() if ours.name.startswith("segformer-") else before[ours.name]
         np.testing.assert_equal(ours.get_weights(), expected)
     seeded(model, 2)
 
