@@ -440,15 +440,16 @@ for number, (name, options, patch) in enumerate(cases):
 
 
 def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
+    cases = [case for case in CASES if case != "unet resnet18"]  # each of its layers is in another case
     expected = {}
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases):
         model = small(case)
         x: dict[str, Any] = examples(model)
         model.save_weights(tmp_path / f"{number}.weights.h5")
         np.savez(tmp_path / f"{number}.x.npz", **x)
         expected[number] = outputs(model, x)
     subprocess.run(
-        [sys.executable, "-c", JAX, str(tmp_path), repr([(*arguments(c), patch_of(c)) for c in CASES]), repr(INPUTS)],
+        [sys.executable, "-c", JAX, str(tmp_path), repr([(*arguments(c), patch_of(c)) for c in cases]), repr(INPUTS)],
         cwd=REPOSITORY,
         env={
             **os.environ,
