@@ -38,9 +38,16 @@ def test_the_estimate_is_near_the_peak_of_a_training_process() -> None:
     assert peak / 1.6 < expected < peak * 1.6
 
 
-def test_the_estimate_grows_with_batch_patch_and_precision() -> None:
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("resunet", {"width": 4, "fusion_width": 4, "steps": 1}),
+        ("unet", {"width": 4, "steps": 1}),  # of layers that tell the shape of their output without being called
+    ],
+)
+def test_the_estimate_grows_with_batch_patch_and_precision(name: str, options: dict[str, int]) -> None:
     def model(patch: int) -> keras.Model:
-        return architectures.build("resunet", {"dem": 2}, 2, patch, width=4, fusion_width=4, steps=1)
+        return architectures.build(name, {"dem": 2}, 2, patch, **options)
 
     small, large = model(32), model(64)
 
@@ -64,6 +71,14 @@ def test_the_estimate_is_the_sum_of_its_parts_and_frozen_weights_have_no_gradien
     model.trainable = False
     frozen = memory_parts(model, 2, "float32")
     assert frozen == parts | {"gradients": 0, "optimiser": 0}
+
+
+def test_every_output_counts_once() -> None:
+    x = keras.Input((4, 4, 1), name="dem")
+    y = keras.layers.Conv2D(3, 1)(x)
+    model = keras.Model({"dem": x}, {"output": keras.layers.ReLU()(y)})
+    values = 4 * 4 * (3 + 3)  # of the convolution and of its activation
+    assert memory_parts(model, 1, "float32")["activations"] == 1.25 * values * 4
 
 
 def test_the_model_is_as_before() -> None:
