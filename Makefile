@@ -54,12 +54,13 @@ format: .venv  ## put the code into the project's style
 parity: .venv .venv-parity  ## the PyTorch models of the zoo against their references, live, on random weights
 	$(python) -m benchmarks.parity
 
-bench: .venv  ## speed of the data pipeline and of training, as tables for docs/performance.md; leave the machine alone
+bench: .venv  ## speed of data, training and every architecture (writes docs/zoo.md); leave the machine alone
 	$(python) -m benchmarks.pipeline
 	$(python) -m benchmarks.training
 	@if [ -e $(parity_ready) ]; then set -x; $(python) -m benchmarks.pytorch; \
 	else echo "Not compared with PyTorch: \`make .venv-parity\` makes the environment that it takes."; fi
 	@echo "These tables belong into docs/performance.md."
+	$(python) -m benchmarks.zoo
 
 # The other files are held to the first: the environments differ in TensorFlow or PyTorch and what they bring alone.
 compile := $(python) -m uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \

@@ -74,7 +74,9 @@ def _baseline(
         raise UserError(f"{predictions.run!r} has no record of its training tiles: name some with --data DATASET")
     dataset = find_dataset(options.data or load_record(predictions.run).dataset["folder"])
     with TileFile(dataset.path("train")) as train:
-        rule = baseline.fit_file(train, train.names)
+        # A class list of the run's recipe is in its predictions, not in the tiles.
+        described = train if train.has_classes else train.choose(classes=predictions.classes)
+        rule = baseline.fit_file(described, train.names)
     names = [tile.tile for tile in evaluations[0].tiles]
     scored = baseline.evaluate(rule, predictions, names, [evaluation.setting for evaluation in evaluations])
     print(f"\nbaseline: glacier where {rule}\n          fitted on the training tiles of {dataset.folder}")

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     with TileFile(dataset.path(options.split)) as source:
         names = select(source, options.regions)
         if record:
-            check_tiles(source, record.name, record.inputs, record.class_list)
+            check_tiles(source.choose(record.chosen_bands), record.name, record.inputs, record.class_list)
             predictor = from_run(record, options.precision)
         else:
             name = options.name or _stem(options.weights)

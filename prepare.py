@@ -1,6 +1,7 @@
 """Make a dataset of tiles: tiles/NAME/{train,val,test}.hdf5.
 
-Reads    nothing (synthetic), or folders of GeoTIFFs: a folder per band and a folder of masks (bands)
+Reads    nothing (synthetic); pairs of an image of many bands and a mask, GeoTIFFs or .npy (pairs); or GeoTIFFs in
+         a folder per band and a folder of masks (bands)
 Writes   tiles/NAME/, whole or not at all
 Copy     python prepare.py synthetic
 
@@ -30,6 +31,43 @@ Masks with background, clean ice, debris-covered ice and water, and so few lakes
 training pixels (Svalbard and the southern Andes have a coast, too):
 
     python prepare.py synthetic rare --classes surface --regions ALP HMA --lakes 0.15
+"""
+
+PAIRS = """Make tiles of pairs of an image and a mask: tiles/NAME/{train,val,test}.hdf5.
+
+Reads    images of one or more bands and masks of one band, GeoTIFFs (or what else GDAL reads) or .npy arrays of
+         height × width × bands, found by patterns of their names: an image and a mask are a pair if they have the
+         same {id}, {region}, {row} and {column}, as far as both patterns have these. * and ? match as in a shell,
+         **/ any folders. Put the patterns into quotes.
+Writes   tiles/NAME/, if everything is right; else it lists all that is wrong and writes nothing
+Copy     python prepare.py pairs langtang --images 'scenes/*/img_{id}.tif' --masks 'masks/{id}_label.tif' \\
+             --classes 0=background 1=glacier --region HMA
+"""
+
+PAIRS_NOTES = """
+Arrays whose masks are GeoTIFFs (the tiles lie where the masks do), and several kinds of surface:
+
+    python prepare.py pairs surface --images 'data/masked_{id}.npy' --masks 'data/{id}.tif' --region ALP --nodata 0 \\
+        --classes 0=background 85=clean_ice 170=debris 255=water --glacier clean_ice debris
+
+Patches of 18 bands in folders by region, in blocks of neighbours; the numbers count patches of 128 pixels side by
+side, which --stride says where the files have no georeference:
+
+    python prepare.py pairs himalaya --images '{region}/images/patch_r{row}_c{column}.tif' \\
+        --masks '{region}/masks/patch_r{row}_c{column}.tif' --classes 0=background 1=glacier \\
+        --modality optical=1-12 dem=13-16 sar=17,18 --split-by blocks --stride 128
+
+Masks: what a value means is for you to say, its nodata tag is not looked at. Several values may have one name; the
+name `ignore` leaves a value's pixels out of training and scores. The first class is the background.
+
+Nodata is --nodata, NaN, or the image's own nodata tag. Pixels where all bands of a modality are nodata are invalid:
+neither trained on nor scored. Where only some bands are nodata the pixel counts, and those bands are 0 after scaling.
+
+Splits: every image is in one split, whole. Images that overlap, by their georeference or by row, column and
+--stride, stay together, also when that joins blocks or regions; if regions that you name for different splits
+overlap, the images are listed and nothing is written. Images without a place can't be checked; the report counts
+them. Images drawn one by one (--split-by tiles, the default) have neighbours in other splits, so that scores lean
+high: with --split-by blocks or regions they have few or none.
 """
 
 BANDS = """Make tiles of folders of GeoTIFFs: tiles/NAME/{train,val,test}.hdf5.
@@ -65,14 +103,12 @@ def main(arguments: list[str]) -> None:
     from data.tiles import find_dataset, replacing_dataset
 
     with replacing_dataset(TILES / options.name, overwrite=options.overwrite) as folder:
-        if options.command == "synthetic":
-            _synthetic(folder, options, command)
-        else:
-            _bands(folder, options, command)
-    _summarise(find_dataset(options.name, TILES).splits)
+        {"synthetic": _synthetic, "pairs": _pairs, "bands": _bands}[options.command](folder, options, command)
+    dataset = find_dataset(options.name, TILES)
+    _summarise(dataset.splits)
     next_command = ["python", "train.py", "-m", "glavitu", "--data", options.name]
-    if options.command == "bands":
-        next_command += ["--set", f"inputs=[{options.modality}]"]
+    if options.command != "synthetic":
+        next_command += ["--set", f"inputs=[{','.join(_describe_input(dataset.path('train')))}]"]
     print(f"\nwrote {TILES / options.name}/; next: {shlex.join(next_command)}")
 
 
@@ -95,8 +131,9 @@ def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
 
 def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
     from data import bands
+    from data.masks import parse_classes
 
-    classes, values = bands.parse_classes(options.classes, options.glacier)
+    classes, values = parse_classes(options.classes, options.glacier)
     layout = bands.Layout(
         bands=bands.parse_bands(options.bands),
         masks=options.masks,
@@ -110,6 +147,59 @@ def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
     sources = {split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)}
     validation = bands.Validation(tuple(options.val_tiles), options.val_fraction, options.seed)
     bands.write_dataset(folder, layout, sources, validation, options.statistics, command)
+
+
+def _pairs(folder: Path, options: argparse.Namespace, command: str) -> None:
+    from data import pairs
+    from data.masks import parse_classes
+    from data.places import BLOCK_SIDES
+    from data.splits import Division
+
+    if options.block_sides is not None and options.split_by != "blocks":
+        raise UserError("--block-sides is the size of the blocks of --split-by blocks: give both")
+    classes, values = parse_classes(options.classes, options.glacier)
+    layout = pairs.Layout(
+        pairs.Pattern("--images", options.images),
+        pairs.Pattern("--masks", options.masks),
+        classes,
+        values,
+        bands=tuple(options.bands),
+        modalities=pairs.parse_modalities(options.modality),
+        nodata=tuple(options.nodata),
+        region=options.region,
+        stride=options.stride,
+    )
+    division = Division(
+        options.split_by,
+        options.val_fraction,
+        options.test_fraction,
+        tuple(options.val_regions),
+        tuple(options.test_regions),
+        options.seed,
+        BLOCK_SIDES if options.block_sides is None else options.block_sides,
+    )
+    pairs.write_dataset(folder, layout, division, options.statistics, command)
+
+
+def _describe_input(path: Path) -> list[str]:
+    """Print modalities and bands of a tile file, and how its tiles were divided; return the modalities."""
+    from data.tiles import TileFile
+
+    with TileFile(path) as file:
+        bands, split = file.bands, file.provenance.get("split")
+        order = list(file.provenance.get("bands", bands))
+    print()
+    for modality in order:
+        print(f"{modality}: {', '.join(bands[modality])}")
+    if split:
+        if not (isinstance(split["val"], list) and (isinstance(split["test"], list) or split["test"] == 0)):
+            of = {"tiles": "images", "blocks": "blocks", "regions": "regions"}[split["by"]]
+            print(f"drawn with seed {split['seed']} from {split['groups']} groups: {of}, joined where images overlap")
+        if split["overlapping"]:
+            print(f"{split['overlapping']} images overlap others, which are in the same split")
+        if split["unplaced"]:
+            print(f"{split['unplaced']} images have no place: whether they overlap is not known")
+    return order
 
 
 def _summarise(splits: dict[str, Path]) -> None:
@@ -177,6 +267,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthetic.add_argument("--seed", type=_seed, default=0, help="which scenes [%(default)s]")
 
+    pairs = commands.add_parser(
+        "pairs",
+        usage="prepare.py pairs NAME [options]",
+        help="an image and a mask for each tile, found by patterns",
+        description=PAIRS,
+        epilog=PAIRS_NOTES,
+        formatter_class=raw,
+    )
+    pairs.add_argument("name", metavar="NAME", help="of the dataset")
+    pairs.add_argument("--images", metavar="PATTERN", required=True, help="names of the images")
+    pairs.add_argument("--masks", metavar="PATTERN", required=True, help="names of the masks")
+    pairs.add_argument("--region", default="", help="region code of all images, unless a pattern has {region}")
+    pairs.add_argument(
+        "--bands", metavar="BAND", nargs="+", default=[], help="names of the images' bands, in order [the files' own]"
+    )
+    pairs.add_argument(
+        "--modality",
+        metavar="NAME=BANDS",
+        nargs="+",
+        default=["optical"],
+        help="which bands, counted from 1, make up a modality, e.g. optical=1-6 dem=7,8; a NAME alone takes all; bands "
+        "that none takes are left out [optical]",
+    )
+    pairs.add_argument(
+        "--stride",
+        metavar="PIXELS",
+        type=int,
+        help="pixels from one {row} or {column} number to the next, for images without georeference: 1 where the "
+        "numbers count pixels, the images' size where they count images side by side, less where these overlap",
+    )
+    pairs.add_argument(
+        "--split-by",
+        choices=("tiles", "blocks", "regions"),
+        default="tiles",
+        help="what is drawn for validation and test: images, blocks of neighbours, or regions [%(default)s]",
+    )
+    pairs.add_argument(
+        "--block-sides", metavar="N", type=float, help="side of a block, in sides of the largest image [4]"
+    )
+    for split, word in (("val", "validate"), ("test", "test")):
+        part = pairs.add_mutually_exclusive_group()
+        none = "; 0: no test split" if split == "test" else ""
+        part.add_argument(
+            f"--{split}-fraction",
+            metavar="SHARE",
+            type=float,
+            default=0.15,
+            help=f"share of the images to {word} on, of those outside named regions{none} [%(default)s]",
+        )
+        part.add_argument(
+            f"--{split}-regions", metavar="REGION", nargs="+", default=[], help=f"regions to {word} on instead"
+        )
+    pairs.add_argument("--seed", type=_seed, default=42, help="of what is drawn [%(default)s]")
+
     bands = commands.add_parser(
         "bands",
         usage="prepare.py bands NAME [options]",
@@ -215,39 +359,40 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of bands and the bands' names, in order",
     )
     bands.add_argument("--masks", metavar="FOLDER", required=True, help="folder of the masks")
-    bands.add_argument(
-        "--classes",
-        metavar="VALUE=NAME",
-        nargs="+",
-        required=True,
-        help="what the mask's values mean, background first",
-    )
-    bands.add_argument(
-        "--glacier",
-        metavar="NAME",
-        nargs="+",
-        default=["glacier"],
-        help="which classes are glacier [glacier]",
-    )
     bands.add_argument("--region", required=True, help="region code of all tiles, e.g. HMA")
     bands.add_argument("--subregion", default="", help="subregion of all tiles")
     bands.add_argument("--modality", default="optical", help="name of the modality the bands make up [%(default)s]")
-    bands.add_argument(
-        "--nodata",
-        metavar="VALUE",
-        type=float,
-        nargs="+",
-        default=[],
-        help="values that mean nodata in a band",
-    )
-    bands.add_argument(
-        "--statistics",
-        choices=("standardise", "minmax"),
-        default="standardise",
-        help="how values are scaled, fitted on the valid training pixels [%(default)s]",
-    )
 
-    for command in (synthetic, bands):
+    for command in (pairs, bands):
+        command.add_argument(
+            "--classes",
+            metavar="VALUE=NAME",
+            nargs="+",
+            required=True,
+            help="what the mask's values mean, background first",
+        )
+        command.add_argument(
+            "--glacier",
+            metavar="NAME",
+            nargs="+",
+            default=["glacier"],
+            help="which classes are glacier [glacier]",
+        )
+        command.add_argument(
+            "--nodata",
+            metavar="VALUE",
+            type=float,
+            nargs="+",
+            default=[],
+            help="values that mean nodata in a band",
+        )
+        command.add_argument(
+            "--statistics",
+            choices=("standardise", "minmax"),
+            default="standardise",
+            help="how values are scaled, fitted on the valid training pixels [%(default)s]",
+        )
+    for command in (synthetic, pairs, bands):
         command.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     return parser
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from training.run import Plan
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, plan, train."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,12 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="print recipe, parameters and memory, draw a training batch (logs/NAME-batch.png), train nothing",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, plan, train."""
+    options = parser().parse_args(arguments)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
     if not options.save_every > 0:
@@ -237,6 +242,11 @@ def _started(planned: Plan, options: argparse.Namespace) -> Plan:
         planned, start = initialise(planned, options.init, options.init_inputs)
     elif options.encoder_weights:
         planned, start = initialise_encoder(planned, options.encoder_weights)
+    elif planned.recipe.encoder_weights == "imagenet":
+        start = (
+            "the encoder starts from random weights, that of the recipe's source from ImageNet's: "
+            "--encoder-weights FILE starts from a file of these (docs/published-weights.md)"
+        )
     if start:
         print(start, flush=True)
     return planned

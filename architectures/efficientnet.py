@@ -34,7 +34,7 @@ import keras
 from keras import ops
 
 from architectures.blocks import register
-from architectures.torch_layers import DropPath, normalisation
+from architectures.torch_layers import DropPath, layer_name, normalisation
 
 # Kernel, stride of the first block, expansion, width and number of blocks of each stage of B0.
 STAGES = (
@@ -134,8 +134,8 @@ def encode(encoder: str, x: Any, prefix: str = "encoder") -> list[Any]:
                 maps.append(x)
         side = math.ceil(side / stride)
     width = _width(HEAD, wide)
-    x = IdleConvolution(width, 1, use_bias=False, name=f"{prefix}._conv_head")(x)
-    maps[-1] = IdleNormalisation(width, name=f"{prefix}._bn1")(x)
+    x = IdleConvolution(width, 1, use_bias=False, name=layer_name(f"{prefix}._conv_head"))(x)
+    maps[-1] = IdleNormalisation(width, name=layer_name(f"{prefix}._bn1"))(x)
     return maps
 
 
@@ -155,7 +155,7 @@ def _block(x: Any, width: int, kernel: int, stride: int, expansion: int, side: i
     y = _normalisation(_convolution(y, 1, f"{name}._project_conv", width), f"{name}._bn2")
     if stride > 1 or width != channels:
         return y
-    return keras.layers.Add()([DropPath(drop_rate, name=f"{name}.drop_path")(y), x])
+    return keras.layers.Add()([DropPath(drop_rate, name=layer_name(f"{name}.drop_path"))(y), x])
 
 
 def _convolution(
@@ -168,10 +168,10 @@ def _convolution(
     """
     padding = "same"
     if side % stride:
-        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.padding")(x)
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=layer_name(f"{name}.padding"))(x)
         padding = "valid"
     bound = 1 / math.sqrt(kernel**2 * (x.shape[-1] if width else 1))
-    options = {"strides": stride, "padding": padding, "use_bias": bias, "name": name}
+    options = {"strides": stride, "padding": padding, "use_bias": bias, "name": layer_name(name)}
     options["bias_initializer"] = keras.initializers.RandomUniform(-bound, bound)
     start = keras.initializers.RandomUniform(-bound, bound)
     if width:

@@ -25,7 +25,7 @@ import keras
 from keras import ops
 
 from architectures.blocks import register
-from architectures.torch_layers import HE_FAN_OUT, DropPath, convolution
+from architectures.torch_layers import HE_FAN_OUT, DropPath, convolution, layer_name
 
 HEADS = (1, 2, 5, 8)  # in each stage as many as its width is multiples of the first stage's
 REDUCTION = (8, 4, 2, 1)
@@ -143,7 +143,7 @@ def _attention(x: Any, heads: int, reduction: int, name: str) -> Any:
             reduction,
             strides=reduction,
             kernel_initializer=HE_FAN_OUT.clone(),
-            name=f"{name}.sequence_reduction.sequence_reduction",
+            name=layer_name(f"{name}.sequence_reduction.sequence_reduction"),
         )(x)
         reduced = _normalisation(reduced, f"{name}.sequence_reduction.layer_norm")
     query = linear(x, width, f"{name}.q_proj")
@@ -155,7 +155,7 @@ def _mlp(x: Any, name: str) -> Any:
     width = x.shape[-1]
     y = linear(x, MLP * width, f"{name}.fc1")
     y = keras.layers.DepthwiseConv2D(
-        3, padding="same", depthwise_initializer=HE_FAN_OUT.clone(), name=f"{name}.dwconv.dwconv"
+        3, padding="same", depthwise_initializer=HE_FAN_OUT.clone(), name=layer_name(f"{name}.dwconv.dwconv")
     )(y)
     return linear(keras.layers.Activation("gelu")(y), width, f"{name}.fc2")
 
@@ -163,8 +163,8 @@ def _mlp(x: Any, name: str) -> Any:
 def linear(x: Any, width: int, name: str) -> Any:
     """Map the channels of (N, H, W, C) linearly to `width`, with bias."""
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    return keras.layers.Dense(width, kernel_initializer=initializer, name=name)(x)
+    return keras.layers.Dense(width, kernel_initializer=initializer, name=layer_name(name))(x)
 
 
 def _normalisation(x: Any, name: str, epsilon: float = 1e-5) -> Any:
-    return keras.layers.LayerNormalization(epsilon=epsilon, name=name)(x)
+    return keras.layers.LayerNormalization(epsilon=epsilon, name=layer_name(name))(x)

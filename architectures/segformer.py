@@ -23,7 +23,7 @@ from keras import ops
 from architectures.blocks import activation_of, merge, modality_inputs, register
 from architectures.encoders import STRIDE
 from architectures.mit import encode, linear
-from architectures.torch_layers import HE_FAN_OUT, normalisation, relu
+from architectures.torch_layers import HE_FAN_OUT, layer_name, normalisation, relu
 
 DECODER = {"b0": 256, "b1": 256, "b2": 768, "b3": 768, "b4": 768, "b5": 768}
 EPSILON = 1e-5
@@ -68,11 +68,11 @@ def build(
     decoder_width = decoder_width or DECODER[variant]
     maps = [linear(x, decoder_width, f"decode_head.linear_projections.{i}.proj") for i, x in enumerate(maps)]
     x = LinearFuse(
-        decoder_width, use_bias=False, kernel_initializer=HE_FAN_OUT.clone(), name="decode_head.linear_fuse"
+        decoder_width, use_bias=False, kernel_initializer=HE_FAN_OUT.clone(), name=layer_name("decode_head.linear_fuse")
     )(maps)
     x = relu(normalisation(x, "decode_head.batch_norm"))
     x = keras.layers.Dropout(dropout)(x)
-    x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="decode_head.classifier")(x)
+    x = keras.layers.Conv2D(num_classes, 1, dtype="float32", name=layer_name("decode_head.classifier"))(x)
     x = keras.layers.UpSampling2D(4, interpolation="bilinear", dtype="float32")(x)
     x = keras.layers.Activation(activation_of(num_classes), dtype="float32")(x)
     return keras.Model(tensors, {"output": x}, name="segformer_model")

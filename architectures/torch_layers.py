@@ -1,8 +1,8 @@
 """Layers that compute and are called as PyTorch's: the parts of architectures whose checkpoints are PyTorch's.
 
 Every layer with weights in those architectures is one of Keras's own, directly in the functional model, and its name
-is the path of its counterpart in the PyTorch reference, `encoder.layer1.0.conv1`: a state dict is read by name
-(`checkpoints`), and what a user freezes or reads about goes by names that the field knows.
+stands for the path of its counterpart in the PyTorch reference, `encoder.layer1.0.conv1` (`layer_name`): a state dict
+is read by name (`checkpoints`), and what a user freezes or reads about goes by names that the field knows.
 
 What differs from Keras's defaults: a strided convolution is padded alike on all sides, where Keras's "same" pads the
 far sides more; batch normalisation has ε 1e-5 and momentum 0.9 (0.1 in PyTorch's count).
@@ -21,6 +21,19 @@ HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distributio
 HE_UNIFORM = keras.initializers.HeUniform()
 
 
+def layer_name(path: str) -> str:
+    """Return what the layer is called that stands for the PyTorch module at `path`: hyphens for its dots.
+
+    Keras's PyTorch backend keeps weights in a dict by their layer's name, and its keys can't have dots.
+    """
+    return path.replace(".", "-")
+
+
+def module_path(name: str) -> str:
+    """Return the path of the PyTorch module that the layer called `name` stands for, `layer_name` undone."""
+    return name.replace("-", ".")
+
+
 def convolution(
     x: Any,
     width: int,
@@ -33,7 +46,7 @@ def convolution(
     """Convolve (N, H, W, C) with padding ⌊kernel / 2⌋ on every side: (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
     same = stride == 1
     if not same and kernel > 1:
-        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.padding")(x)
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=layer_name(f"{name}.padding"))(x)
     layer = keras.layers.Conv2D(
         width,
         kernel,
@@ -41,19 +54,22 @@ def convolution(
         padding="same" if same else "valid",
         use_bias=bias,
         kernel_initializer=initializer.clone(),  # one instance gives layers of one shape the same values
-        name=name,
+        name=layer_name(name),
     )
     return layer(x)
 
 
 def up_convolution(x: Any, width: int, name: str) -> Any:
     """Apply a transposed 2×2 convolution with bias: (N, H, W, C) → (N, 2H, 2W, width)."""
-    return keras.layers.Conv2DTranspose(width, 2, strides=2, kernel_initializer=HE_UNIFORM, name=name)(x)
+    layer = keras.layers.Conv2DTranspose(
+        width, 2, strides=2, kernel_initializer=HE_UNIFORM.clone(), name=layer_name(name)
+    )
+    return layer(x)
 
 
 def normalisation(x: Any, name: str, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
     """Normalise over the batch; `momentum` is the share of the moving statistics that stays."""
-    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=name)(x)
+    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=layer_name(name))(x)
 
 
 def relu(x: Any) -> Any:
@@ -69,7 +85,7 @@ def convolution_head(x: Any, num_classes: int, name: str, kernel: int = 3) -> An
         padding="same",
         activation="sigmoid" if num_classes == 1 else "softmax",
         dtype="float32",
-        name=name,
+        name=layer_name(name),
     )
     return layer(x)
 

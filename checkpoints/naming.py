@@ -7,6 +7,7 @@ import re
 import keras
 
 from architectures.blocks import Fusion
+from architectures.torch_layers import module_path
 from checkpoints.matching import addresses, class_key, keyed, layers_of
 
 _BY_MODALITY = ("branches", "squeezes", "excitations")
@@ -15,8 +16,9 @@ _BY_MODALITY = ("branches", "squeezes", "excitations")
 def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """Return all layers of a functional model, outer before inner, by names such as `setr/transformer_block_1`.
 
-    A layer of a functional model is called by its given name, or by its class and number among those of its class
-    without a given name; a layer's sublayers by their attribute, `…/transformer_block_1/linear_1`; the branches of
+    A layer of a functional model is called by its given name, as a path where it stands for a module of PyTorch
+    (`encoder.layer1.0.conv1`), or by its class and number among those of its class without a given name; a layer's
+    sublayers by their attribute, `…/transformer_block_1/linear_1`; the branches of
     the fusion by their modality, `fusion/branches/dem`.
     """
     modalities = modalities_of(model)
@@ -34,7 +36,7 @@ def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     for address, layer in layers_of(model).items():
         parent, _, _ = address.rpartition("/")
         if parent in functional:
-            key, kind = layer.name, class_key(layer)
+            key, kind = module_path(layer.name), class_key(layer)
             if re.fullmatch(rf"{kind}(_\d+)?", key):
                 number = automatic[parent, kind] = automatic.get((parent, kind), -1) + 1
                 key = f"{kind}_{number}" if number else kind

@@ -41,7 +41,7 @@ class EncoderWeights:
 
     Attributes:
         encoder: The encoder, a name of `architectures.encoders.Encoder`.
-        taken: Names of the tensors that the encoder has.
+        taken: Names of the model's weights that were taken, as in a state dict of the whole network.
         ignored: Names of those in the file that are not the encoder's, such as a classifier.
         first_convolution: In words, how the filters of the first convolution were made.
     """
@@ -93,7 +93,8 @@ def load_encoder(model: keras.Model, path: str | Path) -> EncoderWeights:
             the file holds another or none, or tensors are missing, of another shape or not finite.
     """
     path = Path(path)
-    expected = encoder_part(parameters(model, ENCODERS))
+    whole = parameters(model, ENCODERS)
+    expected = encoder_part(whole)
     encoder = encoder_of(_shapes(expected))
     if encoder is None:
         raise UserError(
@@ -121,7 +122,7 @@ def load_encoder(model: keras.Model, path: str | Path) -> EncoderWeights:
         variable.assign(value)
     used = {one.original for one in stored.values()}
     ignored = tuple(name for name in state_dict.tensors if name not in used)
-    return EncoderWeights(encoder, tuple(expected), ignored, words)
+    return EncoderWeights(encoder, tuple(whole), ignored, words)
 
 
 def _adapted(filters: NDArray[np.floating], shape: Shape) -> tuple[NDArray[np.floating], str]:

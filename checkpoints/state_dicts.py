@@ -6,6 +6,7 @@ pickled objects, and PyTorch's own files by its reader of tensors alone, in vers
 
 from __future__ import annotations
 
+import pickletools
 import re
 import shlex
 import zipfile
@@ -40,6 +41,8 @@ _NUMPY_TYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+# What torch.save names for tensors and the dict that they are in.
+_TENSORS = r"torch\.\w+|torch\.(_utils|_tensor|storage|serialization|nn\.parameter)\.\w+|collections\.\w+"
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
@@ -161,6 +164,8 @@ def _torch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
+        if objects := _foreign_objects(path):
+            raise _more_than_tensors(path, objects[0]) from None
         command = shlex.join(["python", "-c", _CONVERT, str(path), f"{path.with_suffix('')}.safetensors"])
         raise UserError(
             f"{path} is a file of torch.save, and PyTorch is not installed here: convert it once where PyTorch and "
@@ -179,11 +184,7 @@ def _torch(path: Path) -> Tensors:
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise UserError(
-            f"{path} holds more than tensors: Python objects{what}, which can run code and are never unpickled. Where "
-            "you trust it, load it in PyTorch and save its state dict alone: torch.save(model.state_dict(), FILE)"
-        ) from None
+        raise _more_than_tensors(path, found[1] if found else "") from None
     except (RuntimeError, EOFError, OSError) as error:
         raise _damaged(path, str(error).partition("\n")[0]) from None
     for container in CONTAINERS:
@@ -205,6 +206,35 @@ def _torch(path: Path) -> Tensors:
         }
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{path} holds tensors that are no dense arrays ({error})") from None
+
+
+def _foreign_objects(path: Path) -> list[str]:
+    """Return the Python objects but tensors that a file of torch.save names; nothing is unpickled."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        program = archive.read(next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)))
+    found: list[str] = []
+    words = ["", ""]
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name == "GLOBAL":
+                found.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                found.append(".".join(words[-2:]))
+            elif isinstance(argument, str):
+                words.append(argument)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    return [name for name in dict.fromkeys(found) if not re.fullmatch(_TENSORS, name)]
+
+
+def _more_than_tensors(path: Path, name: str) -> UserError:
+    what = f" ({name})" if name else ""
+    return UserError(
+        f"{path} holds more than tensors: Python objects{what}, which can run code and are never unpickled. Where you "
+        "trust it, load it in PyTorch and save its state dict alone: torch.save(model.state_dict(), FILE)"
+    )
 
 
 def _damaged(path: Path, error: object) -> UserError:

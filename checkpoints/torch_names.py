@@ -1,7 +1,7 @@
 """Names of tensors in PyTorch state dicts: which weight of a model each is, older names, and whose encoder they are.
 
-Architectures whose checkpoints are PyTorch's name their layers as the reference names its modules
-(`architectures.torch_layers`), so that a tensor's name is a layer's and a leaf: `encoder.layer1.0.conv1.weight`.
+Architectures whose checkpoints are PyTorch's name their layers after the reference's modules
+(`architectures.torch_layers`), so that a tensor's name is a layer's path and a leaf: `encoder.layer1.0.conv1.weight`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from architectures import efficientnet, mit, resnet
+from architectures.torch_layers import module_path
 from console import UserError
 
 Shape = tuple[int, ...]
@@ -86,7 +87,8 @@ def parameters(model: keras.Model, prefixes: tuple[str, ...] = ("",)) -> dict[st
     """
     found: dict[str, Parameter] = {}
     for layer in model.layers:
-        if not layer.weights or not layer.name.startswith(prefixes):
+        path = module_path(layer.name)
+        if not layer.weights or not path.startswith(prefixes):
             continue
         axes = next((axes for kind, axes in _KERNELS if isinstance(layer, kind)), None)
         if axes is None:
@@ -96,7 +98,7 @@ def parameters(model: keras.Model, prefixes: tuple[str, ...] = ("",)) -> dict[st
             shape = tuple(variable.shape)
             if order:
                 shape = tuple(shape[order.index(axis)] for axis in range(len(order)))
-            found[f"{layer.name}.{_LEAVES[variable.name]}"] = Parameter(variable, order, shape)
+            found[f"{path}.{_LEAVES[variable.name]}"] = Parameter(variable, order, shape)
     return found
 
 
@@ -109,7 +111,8 @@ def _without_counterpart(model: keras.Model, layer: layers.Layer) -> str:
         )
     return (
         f"{model.name} is an architecture whose weights are Keras files; PyTorch state dicts are those of unet, "
-        f"unetplusplus, segformer and resunet with variant=himalaya (the layer {layer.name} is in none of them)"
+        "unetplusplus, segformer and resunet with variant=himalaya (the layer "
+        f"{module_path(layer.name)} is in none of them)"
     )
 
 

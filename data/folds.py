@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
-from pyproj import CRS, Transformer
-from pyproj.exceptions import ProjError
 
 from console import UserError
 from data.hdf5 import creating
 from data.normalisation import fit
+from data.places import Block, By, blocks, placed
 from data.tiles import Dataset, TileFile, TileInfo, select
-
-By = Literal["tiles", "blocks", "regions"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +82,18 @@ def split(
     if count is None and by != "regions":
         raise UserError("how many folds? Give --folds N; only --folds-by regions has a number of its own")
     if by == "tiles":
-        keys: list[tuple[object, ...]] = [(number,) for number in range(len(tiles))]
+        keys: list[Block] = [(number,) for number in range(len(tiles))]
     elif by == "regions":
         keys = [(tile.info.region,) for tile in tiles]
     else:
-        keys = _blocks(tiles, block_m)
-    groups: dict[tuple[object, ...], list[Tile]] = defaultdict(list)
+        for tile in tiles:
+            if not placed(tile.info):
+                raise UserError(
+                    f"{tile.file.path}: tile {tile.info.name!r} has no place (crs and transform, xmin, xmax, ymin, "
+                    "ymax in degrees, or row and column in a scene), which blocks need: use --folds-by tiles or regions"
+                )
+        keys = blocks([tile.info for tile in tiles], block_m)
+    groups: dict[Block, list[Tile]] = defaultdict(list)
     for key, tile in zip(keys, tiles, strict=True):
         groups[key].append(tile)
     count = len(groups) if count is None else count
@@ -165,57 +166,3 @@ def _scaling(file: TileFile) -> str:
 
 def _regions(file: TileFile) -> set[str]:
     return {file.info(name).region for name in file.names}
-
-
-def _blocks(tiles: Sequence[Tile], block_m: float | None) -> list[tuple[object, ...]]:
-    """Return each tile's block: a cell of a square grid, in metres around the centre of its region's tiles."""
-    places = {id(tile): _place(tile) for tile in tiles}
-    if block_m is None:
-        block_m = 4 * max(side for *_, side in places.values())
-    if not (math.isfinite(block_m) and block_m > 0):
-        raise UserError(f"--block-m takes metres above 0; received {block_m}")
-    keys: list[tuple[object, ...]] = []
-    centres: dict[str, tuple[float, float]] = {}
-    for region in {tile.info.region for tile in tiles}:
-        vectors = [_vector(*places[id(tile)][:2]) for tile in tiles if tile.info.region == region]
-        x, y, z = np.mean(vectors, axis=0)
-        centres[region] = math.degrees(math.atan2(y, x)), math.degrees(math.atan2(z, math.hypot(x, y)))
-    for tile in tiles:
-        longitude, latitude = centres[tile.info.region]
-        local = CRS.from_proj4(f"+proj=laea +lon_0={longitude} +lat_0={latitude} +units=m")
-        x, y = Transformer.from_crs("EPSG:4326", local, always_xy=True).transform(*places[id(tile)][:2])
-        keys.append((tile.info.region, round(x / block_m), round(y / block_m)))  # the middle block has the centre
-    return keys
-
-
-def _vector(longitude_deg: float, latitude_deg: float) -> tuple[float, float, float]:
-    """Return the unit vector of a place: means of these, unlike means of degrees, know no date line."""
-    longitude, latitude = math.radians(longitude_deg), math.radians(latitude_deg)
-    return math.cos(latitude) * math.cos(longitude), math.cos(latitude) * math.sin(longitude), math.sin(latitude)
-
-
-def _place(tile: Tile) -> tuple[float, float, float]:
-    """Return longitude and latitude (°) of a tile's centre and its longer side (m)."""
-    info = tile.info
-    metres_per_degree = 111_195.0  # of latitude, on a sphere of 6371 km
-    try:
-        if info.crs and info.transform:
-            a, b, c, d, e, f = info.transform
-            to_degrees = Transformer.from_crs(CRS.from_user_input(info.crs), "EPSG:4326", always_xy=True)
-            corners = [
-                to_degrees.transform(a * column + b * row + c, d * column + e * row + f)
-                for column, row in ((0, 0), (info.width, info.height), (info.width / 2, info.height / 2))
-            ]
-            west, east = sorted(corner[0] for corner in corners[:2])
-            south, north = sorted(corner[1] for corner in corners[:2])
-            longitude, latitude = corners[2]
-        else:
-            west, east, south, north = (float(info.attributes[key]) for key in ("xmin", "xmax", "ymin", "ymax"))
-            longitude, latitude = (west + east) / 2, (south + north) / 2
-    except (KeyError, TypeError, ValueError, ProjError):
-        raise UserError(
-            f"{tile.file.path}: tile {info.name!r} has no place on earth (crs and transform, or xmin, xmax, ymin, "
-            "ymax in degrees), which blocks need: use --folds-by tiles or regions"
-        ) from None
-    width_m = (east - west) * math.cos(math.radians(latitude)) * metres_per_degree
-    return longitude, latitude, max(width_m, (north - south) * metres_per_degree)

@@ -80,6 +80,14 @@ class Statistics:
             self.applied,
         )
 
+    def take(self, places: Mapping[str, Sequence[int]]) -> Statistics:
+        """Return the statistics with the bands at `places` only, in this order, of the modalities that it names."""
+        shift, scale = (
+            {name: tuple(values[i] for i in places.get(name, range(len(values)))) for name, values in pairs.items()}
+            for pairs in (self.shift, self.scale)
+        )
+        return Statistics(self.method, shift, scale, self.fitted_on, self.applied)
+
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as a JSON-able dict that `from_json` reads back exactly."""
         return json.loads(json.dumps(asdict(self)))
@@ -180,9 +188,19 @@ def fit(
     return Statistics(method, shift, scale, fitted_on)
 
 
-def published() -> Statistics:
-    """Return the fixed minima and maxima that the published GlaViTU datasets of 2025 were scaled with."""
+def published(bands: Mapping[str, Sequence[str]] | None = None) -> Statistics:
+    """Return the fixed minima and maxima that the published GlaViTU datasets of 2025 were scaled with.
+
+    Args:
+        bands: Modality → names of its bands, where it is certain published bands in a certain order; a modality with a
+            band of another name is scaled whole.
+    """
     tables = _published_tables()
+    places = {
+        name: [tables[name]["bands"].index(band) for band in names]
+        for name, names in (bands or {}).items()
+        if name in tables and set(names) <= set(tables[name]["bands"])
+    }
     return Statistics(
         "minmax",
         {name: tuple(map(float, table["min"])) for name, table in tables.items()},
@@ -191,7 +209,7 @@ def published() -> Statistics:
             for name, table in tables.items()
         },
         "the published GlaViTU datasets (2025)",
-    )
+    ).take(places)
 
 
 def published_bands() -> dict[str, list[str]]:

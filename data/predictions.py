@@ -1,19 +1,20 @@
 """Prediction files, `predictions/NAME/predictions.hdf5`: one group per tile, of the model and the reference.
 
 A group holds `probs` `(H, W, K)` float32 (K = number of classes, or 1: the probability of the second class),
-`labels` `(H, W)` uint8 class ids from the unrounded probabilities, `mask` and `valid` of the tile, and the
+`labels` `(H, W)` uint8 class ids from the unrounded probabilities, without small objects where the model is to
+leave these out (`smallest_px`), `mask` and `valid` of the tile, and the
 tile's attributes. Padding is cut off: a stored `transform` is moved to the corner that is left, and padding
 attributes tell where in the tile file the prediction lies.
 
 File attributes: `run`, `classes` (JSON, as in tile files), `source` and `source_digest` (the tile file),
 `command`, and as JSON what the prediction was made with: `modalities`, `statistics`, `precision`,
-`patch_size`, `overlap`.
+`patch_size`, `overlap`, `smallest_px`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -83,8 +84,12 @@ class PredictionWriter:
         probs: NDArray[np.float32],
         mask: NDArray[np.uint8],
         valid: NDArray[np.bool_],
+        clean: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ) -> None:
-        """Add the tile `info` with arrays `(H, W, …)` of its stored size; its padding is cut off here."""
+        """Add the tile `info` with arrays `(H, W, …)` of its stored size; its padding is cut off here.
+
+        `clean` makes the label map `(h, w)` that is stored of the one without padding.
+        """
         inside = info.interior()
         attributes = {key: value for key, value in info.attributes.items() if value is not None}
         attributes |= {"region": info.region, "subregion": info.subregion}
@@ -98,7 +103,8 @@ class PredictionWriter:
         cut = probs[inside]
         chunks = (min(256, cut.shape[0]), min(256, cut.shape[1]), cut.shape[2])
         group.create_dataset("probs", data=cut, dtype=np.float32, chunks=chunks, **packed)
-        group.create_dataset("labels", data=label(cut), **packed)
+        labels = label(cut)
+        group.create_dataset("labels", data=clean(labels) if clean else labels, **packed)
         group.create_dataset("mask", data=mask[inside], dtype=np.uint8, **packed)
         group.create_dataset("valid", data=valid[inside], dtype=np.uint8, **packed)
         group.attrs.update(attributes)

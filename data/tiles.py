@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,19 +33,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from console import UserError
+from console import UserError, progress
 from data.hdf5 import creating
-from data.normalisation import Statistics, published_bands
+from data.normalisation import Method, Statistics, fit, published_bands
 from data.windows import Window
 
 IGNORE = 255
 FORMAT = "glacier-tiles 1"
 SPLITS = ("train", "val", "test")
 
+Item = TypeVar("Item")
 Stored = TypeVar("Stored")
 
 _ONE_HOT = ("groundtruth", "outlines")
-_RESERVED = ("mask", "valid", *_ONE_HOT)
+RESERVED = ("mask", "valid", *_ONE_HOT)
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,32 @@ class TileFile:
     Cheap to make and to pickle: the file is opened when something is read, once per process and thread, so
     that workers can share the object. Everything raises `UserError` where the file is missing, not HDF5 or
     truncated.
+
+    Args:
+        path: The file.
+        chosen: Modality → names of the bands that are seen of it, in this order; of the others, all. Made by `choose`.
+        given_classes: The class list, where it is not the file's to say. Made by `choose`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        chosen: Mapping[str, Sequence[str]] | None = None,
+        given_classes: Sequence[ClassInfo] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.chosen = {modality: tuple(names) for modality, names in (chosen or {}).items()}
+        self._given_classes = None if given_classes is None else tuple(given_classes)
         self._handles: dict[tuple[int, int], h5py.File] = {}
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
-        """Pickle the path only: handles belong to a process."""
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        """Pickle what the object is made of: handles belong to a process."""
+        return type(self), (self.path, self.chosen, self._given_classes)
 
     def __repr__(self) -> str:
         """Return the call that makes this object."""
-        return f"TileFile({str(self.path)!r})"
+        more = [repr(part) for part in (self.chosen or None, self._given_classes) if part is not None]
+        return f"TileFile({', '.join([repr(str(self.path)), *more])})"
 
     def __enter__(self) -> Self:
         """Return the file itself; it is still opened when needed."""
@@ -137,6 +151,73 @@ class TileFile:
         """Close what this process has opened, in all threads; reading again opens it again."""
         for key in [key for key in self._handles if key[0] == os.getpid()]:
             self._handles.pop(key).close()
+
+    def choose(
+        self, bands: Mapping[str, int | Sequence[str]] | None = None, classes: Sequence[ClassInfo] | None = None
+    ) -> Self:
+        """Return this file as a model sees it: certain bands of its modalities, and a class list.
+
+        Everything that the result says and reads (bands, channel counts, statistics, values) is of the chosen bands.
+
+        Args:
+            bands: Modality → names of its bands in the order wanted, or the number of bands that it must have. Of a
+                modality that is not named, all; of one that the file lacks, nothing is said here (`check` does).
+            classes: The class list. The file's masks must have as many classes; what its own class list says of names
+                and of glacier must agree, while the colours are those given. None keeps the file's.
+
+        Raises:
+            UserError: A band is missing (the message lists those there are), their number is another, or the class
+                list does not agree with the file's.
+        """
+        chosen = dict(self.chosen)
+        for modality, wanted in (bands or {}).items():
+            there = self._stored_bands.get(modality)
+            if there is None:
+                continue
+            if isinstance(wanted, int):
+                if len(there) != wanted:
+                    raise UserError(
+                        f"{self.path}: `{modality}` has {len(there)} bands ({', '.join(there)}), {wanted} are needed: "
+                        f"use tiles with these, or a recipe for what there is (--set bands.{modality}={len(there)}, or "
+                        "names of bands in their order)"
+                    )
+            elif missing := [name for name in wanted if name not in there]:
+                raise UserError(
+                    f"{self.path}: `{modality}` has no band {_quoted(missing)}; its bands are {_quoted(there)}; needed "
+                    f"are {_quoted(wanted)}"
+                )
+            else:
+                chosen[modality] = tuple(wanted)
+        given = self._given_classes if classes is None else self._agreed(classes)
+        view = type(self)(self.path, chosen, given)
+        view._handles = self._handles
+        return view
+
+    def _agreed(self, classes: Sequence[ClassInfo]) -> tuple[ClassInfo, ...]:
+        """Return `classes` if the file has nothing against them; see `choose`."""
+        stored, layers = self._class_entries, self._one_hot_layers
+        count = len(stored) if stored is not None else layers
+        if count is not None and count != len(classes):
+            theirs = _quoted([str(entry.get("name")) for entry in stored]) if stored is not None else "without names"
+            raise UserError(
+                f"{self.path}: its masks have {count} classes ({theirs}), {len(classes)} are needed "
+                f"({_quoted([info.name for info in classes])}): use tiles with these, or leave `classes` to the tiles "
+                "(--set classes=null)"
+            )
+        for number, (entry, info) in enumerate(zip(stored or (), classes, strict=bool(stored))):
+            if _plain_name(str(entry.get("name", info.name))) != _plain_name(info.name):
+                raise UserError(
+                    f"{self.path}: class {number} of its masks is `{entry['name']}`, needed is `{info.name}`: prepare "
+                    "the tiles with the classes of the recipe, or leave `classes` to the tiles (--set classes=null)"
+                )
+            if entry.get("glacier", info.glacier) != info.glacier:
+                are = {True: "is glacier", False: "is not glacier"}
+                raise UserError(
+                    f"{self.path}: class {number}, `{info.name}`, {are[not info.glacier]} there, but "
+                    f"{are[info.glacier]} in the class list that is asked for: make the two agree, or leave `classes` "
+                    "to the tiles (--set classes=null)"
+                )
+        return tuple(classes)
 
     # -- what the file says ----------------------------------------------------------------------------------
 
@@ -152,40 +233,69 @@ class TileFile:
     @cached_property
     def modalities(self) -> dict[str, int]:
         """Channel counts of all modalities in the file; their order is the recipe's to say."""
-        found: dict[str, int] = {}
-        with self._reading() as file:
-            for name in self.names:
-                for key, dataset in _modalities(file[name]).items():
-                    found.setdefault(key, dataset.shape[-1])
-        return found
+        return {modality: len(names) for modality, names in self.bands.items()}
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
         """The class list; without one, background and glacier, or an entry per layer of a one-hot mask."""
-        stored = self._stored("classes", lambda entries: tuple(ClassInfo(**entry) for entry in entries), None)
-        if stored is not None:
-            return stored
-        with self._reading() as file:
-            layers = next(
-                (file[name][key].shape[-1] for name in self.names for key in _ONE_HOT if key in file[name]), 2
-            )
+        if self._given_classes is not None:
+            return self._given_classes
+        if self._class_entries is not None:
+            return self._stored("classes", lambda entries: tuple(ClassInfo(**entry) for entry in entries), ())
+        layers = self._one_hot_layers or 2
         if layers <= 2:
             return TWO_CLASSES
         return (TWO_CLASSES[0], *(ClassInfo(f"class_{index}", glacier=True) for index in range(1, layers)))
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the file itself has a class list."""
+        return self._class_entries is not None
+
+    @cached_property
+    def _class_entries(self) -> list[dict[str, Any]] | None:
+        return self._stored("classes", lambda entries: [dict(entry) for entry in entries], None)
+
+    @cached_property
+    def _one_hot_layers(self) -> int | None:
+        with self._reading() as file:
+            return next(
+                (int(file[name][key].shape[-1]) for name in self.names for key in _ONE_HOT if key in file[name]), None
+            )
+
     @cached_property
     def bands(self) -> dict[str, list[str]]:
         """Band names of each modality; without them, those documented for the published datasets."""
+        return {name: list(self.chosen.get(name, there)) for name, there in self._stored_bands.items()}
+
+    @cached_property
+    def _stored_bands(self) -> dict[str, list[str]]:
+        counts: dict[str, int] = {}
+        with self._reading() as file:
+            for name in self.names:
+                for key, dataset in _modalities(file[name]).items():
+                    counts.setdefault(key, int(dataset.shape[-1]))
         known = {**published_bands(), **self._stored("bands", lambda bands: dict(bands.items()), {})}
         return {
-            name: known[name] if len(known.get(name, ())) == count else [f"{name}_{i + 1}" for i in range(count)]
-            for name, count in self.modalities.items()
+            name: list(known[name]) if len(known.get(name, ())) == count else [f"{name}_{i + 1}" for i in range(count)]
+            for name, count in counts.items()
+        }
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Where the chosen bands stand in the file, by modality."""
+        there = self._stored_bands
+        return {
+            modality: [there[modality].index(name) for name in names]
+            for modality, names in self.chosen.items()
+            if modality in there
         }
 
     @cached_property
     def statistics(self) -> Statistics | None:
         """What the values are to be scaled with (or were, see `applied`); None: used as they are."""
-        return self._stored("statistics", Statistics.from_json, None)
+        stored = self._stored("statistics", Statistics.from_json, None)
+        return stored and stored.take(self._places)
 
     @property
     def published(self) -> bool:
@@ -257,7 +367,12 @@ class TileFile:
                     f"{self.path}: tile {name!r} has no {_quoted(missing)}, "
                     f"it has {_quoted(_modalities(group)) or 'no modality'}"
                 )
-            return {modality: np.asarray(group[modality][_index(window)], np.float32) for modality in modalities}
+            # All bands are read even where some are chosen: in a tile, the bands of a pixel lie side by side.
+            values = {modality: np.asarray(group[modality][_index(window)], np.float32) for modality in modalities}
+        return {
+            modality: array[..., self._places[modality]] if modality in self._places else array
+            for modality, array in values.items()
+        }
 
     def mask(self, name: str, window: Window | None = None) -> NDArray[np.uint8]:
         """Return the class ids of tile `name`, uint8 `(h, w)`, 255 = ignore (everywhere without a mask)."""
@@ -309,7 +424,7 @@ class TileFile:
             present = [modality for modality in modalities if modality in stored]
             missing = [modality for modality in modalities if modality not in stored]
             sizes = {modality: stored[modality].shape[:2] for modality in present}
-            sizes |= {key: group[key].shape[:2] for key in _RESERVED if key in group}
+            sizes |= {key: group[key].shape[:2] for key in RESERVED if key in group}
             one_hot = [(key, group[key].ndim) for key in _ONE_HOT if key in group]
             unlabelled = not any(key in group for key in ("mask", *_ONE_HOT))
             counts = {modality: stored[modality].shape[-1] for modality in present}
@@ -473,12 +588,12 @@ class TileWriter:
     ) -> None:
         """Add a tile: modalities `(H, W, C)`, mask `(H, W)` of class ids or 255, valid `(H, W)`.
 
-        Nodata is NaN in the modality and 0 in `valid`. Values are stored as float32, unscaled unless the
-        statistics say `applied`. `crs` is WKT, `transform` six numbers. Padding, if any, is told by the
+        Nodata is NaN in the modality and 0 in `valid`. Values are stored in the type that they come in, unscaled
+        unless the statistics say `applied`. `crs` is WKT, `transform` six numbers. Padding, if any, is told by the
         attributes `padding_height`, `padding_width`, `original_height`, `original_width`.
 
         Raises:
-            ValueError: If names, sizes, band counts or class ids do not fit together.
+            ValueError: If names, sizes, types, band counts or class ids do not fit together.
         """
         if name in self._digests:
             raise ValueError(f"tile {name!r} is in {self.path} already")
@@ -489,7 +604,9 @@ class TileWriter:
             expected = (*mask.shape, len(self._bands[modality]))
             if array.shape != expected:
                 raise ValueError(f"tile {name!r}: {modality!r} has shape {array.shape}, expected {expected}")
-            arrays[modality] = np.ascontiguousarray(array, np.float32)
+            if array.dtype.kind not in "iuf":
+                raise ValueError(f"tile {name!r}: {modality!r} has values of type {array.dtype}, expected numbers")
+            arrays[modality] = np.ascontiguousarray(array)
         if mask.ndim != 2 or valid.shape != mask.shape:
             raise ValueError(f"tile {name!r}: mask {mask.shape} and valid {valid.shape} must be one (H, W)")
         known = [*range(len(self._classes)), IGNORE]
@@ -512,6 +629,70 @@ class TileWriter:
         group.attrs.update(described)
         self._file.raise_write_error()
         self._digests[name] = digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TileContents:
+    """A tile to be written; see `TileWriter.add` for its fields."""
+
+    name: str
+    modalities: dict[str, NDArray[Any]]
+    mask: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    region: str = ""
+    subregion: str = ""
+    crs: str | None = None
+    transform: tuple[float, float, float, float, float, float] | None = None
+    attributes: dict[str, str | float] = field(default_factory=dict)
+
+
+def write_splits(
+    folder: Path,
+    splits: Mapping[str, Sequence[Item]],
+    read: Callable[[Item], TileContents],
+    classes: Sequence[ClassInfo],
+    bands: Mapping[str, Sequence[str]],
+    provenance: Mapping[str, Any],
+    method: Method = "standardise",
+    command: str = "",
+) -> None:
+    """Write `folder/SPLIT.hdf5` of each split, `train` among them, from tiles that `read` reads one by one.
+
+    Statistics are fitted on the valid pixels of the training tiles and stored in every file.
+
+    Raises:
+        UserError: If a band has no valid value in the whole training split.
+    """
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                TileWriter(folder / f"{split}.hdf5", classes, bands, provenance=provenance, command=command)
+            )
+            for split in splits
+        }
+
+        def written(split: str) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]:
+            for item in progress(splits[split], f"writing {split}", unit="tile"):
+                tile = read(item)
+                writers[split].add(
+                    tile.name,
+                    tile.modalities,
+                    tile.mask,
+                    tile.valid,
+                    tile.region,
+                    tile.subregion,
+                    tile.crs,
+                    tile.transform,
+                    **tile.attributes,
+                )
+                yield tile.modalities, tile.valid
+
+        statistics = fit(written("train"), method, f"valid pixels of the {len(splits['train'])} training tiles")
+        for split in splits:
+            if split != "train":
+                for _ in written(split):
+                    pass
+            writers[split].statistics = statistics
 
 
 @dataclass(frozen=True)
@@ -629,7 +810,7 @@ def _modalities(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return {
         key: item
         for key, item in group.items()
-        if key not in _RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
+        if key not in RESERVED and isinstance(item, h5py.Dataset) and item.ndim == 3
     }
 
 
@@ -644,6 +825,11 @@ def _index(window: Window | None) -> tuple[slice, ...]:
 
 def _quoted(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _plain_name(name: str) -> str:
+    """Return a class name by which spellings are compared: `Clean_ice` is `clean ice`."""
+    return " ".join("".join(c if c.isalnum() else " " for c in name.casefold()).split())
 
 
 def _six(values: Sequence[float]) -> tuple[float, float, float, float, float, float]:

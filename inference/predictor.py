@@ -41,6 +41,8 @@ class Predictor:
             as they are.
         patch_size: Side of a patch in pixels.
         regions: What the model's `location` input knows, if it has one; the slot behind them means unknown.
+        bands: Modality → names of the bands that are read of it, in the model's order; of the others, all.
+        smallest_px: Objects of fewer pixels are cleaned away from label maps (`inference.cleaning`); None: none.
         described: What else a prediction file says of its making.
     """
 
@@ -51,6 +53,8 @@ class Predictor:
     statistics: Statistics | None
     patch_size: int
     regions: tuple[str, ...] = ()
+    bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    smallest_px: int | None = None
     described: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,6 +107,9 @@ class Predictor:
 def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], classes: Sequence[ClassInfo]) -> None:
     """Raise one `UserError` with everything that keeps a model from predicting the tiles of `source`.
 
+    The bands of `source` are those that the model takes (`TileFile.choose`). Masks without a class list are taken to be
+    of the model's classes, if they can be.
+
     Args:
         source: The tiles; all of them are read once.
         name: What the message calls the model.
@@ -116,6 +123,8 @@ def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], clas
             f"  the tiles have: {_listed(source.modalities)}\n"
             "prepare tiles with these modalities, or use a model of the ones that there are"
         )
+    if not source.has_classes and len(source.classes) in (2, len(classes)):
+        source = source.choose(classes=classes)
     if [info.glacier for info in source.classes] != [info.glacier for info in classes]:
         theirs, ours = (
             ", ".join(info.name + (" (glacier)" if info.glacier else "") for info in listed)
@@ -174,6 +183,8 @@ def from_run(record: Record, precision: str = "float32") -> Predictor:
         statistics=record.scaling(),
         patch_size=record.patch_size,
         regions=record.regions,
+        bands=record.chosen_bands,
+        smallest_px=record.smallest_px,
         described={"architecture": record.architecture, "weights": str(weights), "precision": precision},
     )
 
@@ -201,6 +212,7 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
             f"{source.path}: these tiles have {_listed(source.modalities)}; the recipe {recipe_name!r} takes "
             f"{', '.join(recipe.inputs)}: predict tiles that have {', '.join(missing)}, too"
         )
+    source = source.choose(recipe.bands, recipe.class_list)
     modalities = {modality: source.modalities[modality] for modality in recipe.inputs}
     architecture = recipe.architecture.name
     options = checkpoints.adapt_options(architecture, recipe.architecture.options, weights)
@@ -230,6 +242,8 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
         statistics=statistics,
         patch_size=patch_size,
         regions=PUBLISHED_REGIONS,
+        bands=source.chosen,
+        smallest_px=recipe.cleaning.smallest_px if recipe.cleaning else None,
         described={"architecture": architecture, "weights": str(weights), "precision": precision},
     )
 
@@ -286,7 +300,7 @@ def _has_location(model: keras.Model) -> bool:
 
 def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
     """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
-    known = published()
+    known = published(source.chosen)
     own = [name for name in modalities if name not in known.shift]
     if own:
         warn(

@@ -12,6 +12,7 @@ from console import UserError, progress
 from data.predictions import PredictionWriter
 from data.tiles import TileFile
 from data.windows import grid
+from inference.cleaning import remove_small
 from inference.predictor import Predictor
 from inference.sliding import blend_all
 
@@ -47,6 +48,7 @@ def predict_file(
         raise UserError(f"--overlap must lie in 0 ≤ overlap < 1, received {overlap}; half a patch is 0.5")
     if batch < 1:
         raise UserError(f"--batch-size must be at least 1, received {batch}")
+    source = source.choose(predictor.bands)
     patch = predictor.patch_size
     stride = max(1, round(patch * (1 - overlap)))
     infos = [source.info(name) for name in (source.names if names is None else names)]
@@ -75,7 +77,10 @@ def predict_file(
         "statistics": statistics.to_json() if statistics else None,
         "patch_size": patch,
         "overlap": overlap,
+        "smallest_px": predictor.smallest_px,
     }
+    smallest = predictor.smallest_px
+    clean = (lambda labels: remove_small(labels, smallest)) if smallest else None
     with PredictionWriter(target, predictor.classes, attributes) as writer:
         tiles = zip(infos, blended, strict=True)
         for info, probs in progress(tiles, "predict", total=len(infos), unit="tile"):
@@ -84,4 +89,4 @@ def predict_file(
                     f"the model returned values that are not numbers for tile {info.name!r}: its weights are "
                     "damaged, or the precision is too low for them (try --precision float32)"
                 )
-            writer.add(info, probs, source.mask(info.name), source.valid(info.name))
+            writer.add(info, probs, source.mask(info.name), source.valid(info.name), clean)

@@ -17,10 +17,11 @@ import pytest
 
 import architectures
 import training.run
-from benchmarks import pipeline, report
+from benchmarks import pipeline, report, zoo
 from benchmarks.pipeline import Stopwatch
 from benchmarks.training import Variant, rows, train, variants, write_tiles
 from benchmarks.turns import Measured, take_turns
+from console import UserError
 from data.loader import PatchSource
 
 PARTS = (
@@ -181,6 +182,103 @@ def test_speeds_are_compared_within_a_round_and_a_precision() -> None:
         ["bfloat16", "24.000 (24.000–24.000)", "1.00 (1.00–1.00)", "not known"],
         ["bfloat16", "12.000 (12.000–12.000)", "0.50 (0.50–0.50)", "not known"],
     ]
+
+
+# The gallery
+
+
+def counted(layer: Any, *shapes: tuple[int, ...]) -> int:
+    """Return the operations of a model that is `layer` alone, for one input of each of the shapes."""
+    inputs = [keras.Input(shape, name=f"input_{number}") for number, shape in enumerate(shapes)]
+    model = keras.Model({tensor.name: tensor for tensor in inputs}, layer(*inputs))
+    return zoo.operations(zoo.predicting(model, 1).graph)
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    layers, h, w, c, n, k = keras.layers, 10, 12, 3, 5, 3
+    assert counted(layers.Conv2D(n, k, padding="same"), (h, w, c)) == 2 * h * w * n * k * k * c
+    assert counted(layers.Conv2D(n, k, strides=2), (h, w, c)) == 2 * 4 * 5 * n * k * k * c
+    assert counted(layers.DepthwiseConv2D(k, padding="same"), (h, w, c)) == 2 * h * w * k * k * c
+    assert counted(layers.Conv2DTranspose(n, 2, strides=2), (h, w, c)) == 2 * h * w * c * 2 * 2 * n
+    assert counted(layers.Dense(n), (h, w, c)) == 2 * h * w * c * n
+    q, t, heads = 6, 7, 2
+    projections = 2 * c * 8 * (q + t + t) + 2 * 8 * c * q
+    attention = layers.MultiHeadAttention(heads, 4)
+    assert counted(attention, (q, c), (t, c)) == projections + 2 * (2 * heads * q * t * 4)
+    product = layers.Lambda(lambda x: keras.ops.matmul(x, keras.ops.transpose(x, (0, 2, 1))))
+    assert counted(product, (q, c)) == 2 * q * q * c
+    assert counted(layers.LeakyReLU(), (h, w, c)) == 0
+
+
+def test_operations_that_are_not_known_are_not_taken_for_none() -> None:
+    with pytest.raises(ValueError, match="Conv3D can't be counted"):
+        counted(keras.layers.Conv3D(2, 3), (8, 8, 8, 1))
+    # Keras compiles these into a graph of their own.
+    with pytest.raises(ValueError, match="Call can't be counted"):
+        counted(keras.layers.Conv2D(2, 3, groups=2), (8, 8, 4))
+
+
+class TestGallery:
+    """docs/zoo.md against what it tells of."""
+
+    @pytest.fixture(autouse=True)
+    def only_the_zoo(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(architectures.REGISTRY, "tiny")
+
+    def test_has_every_architecture_and_the_texts_of_modules_and_recipes(self) -> None:
+        text = zoo.PAGE.read_text(encoding="utf-8")
+        costs, measured_on = zoo.read(text)
+        assert {row.name for row in costs} == set(architectures.REGISTRY)
+        assert set(costs) == set(zoo.rows()), "python -m benchmarks.zoo --keep-speeds"
+        assert zoo.page(costs, measured_on) == text, "python -m benchmarks.zoo --keep-speeds"
+
+    def test_has_the_numbers_of_the_model_that_is_built(self) -> None:
+        """Of one that is quickly built; the command's --check has time for all."""
+        costs, _ = zoo.read(zoo.PAGE.read_text(encoding="utf-8"))
+        row = next(row for row in zoo.rows() if row.name == "unet")
+        assert zoo.cost(row).counts == costs[row].counts
+
+
+def test_gallery_is_written_checked_and_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny: Any = architectures.REGISTRY["tiny"]
+    tiny.__name__, tiny.__doc__ = (
+        "architectures.tiny",
+        "Tiny: one convolution.\n\n    inputs ─ 1×1 convolution ─ softmax",
+    )
+    monkeypatch.setattr(architectures, "REGISTRY", {"tiny": tiny})
+    monkeypatch.setattr(zoo, "PAGE", tmp_path / "zoo.md")
+
+    zoo.main(["--seconds", "0.01"])
+    (row,), (cost,) = (
+        list(items) for items in zip(*zoo.read(zoo.PAGE.read_text(encoding="utf-8"))[0].items(), strict=True)
+    )
+    assert row == zoo.Row("tiny")
+    # One convolution of 6 bands to 2 classes.
+    assert (cost.trainable, cost.parameters) == (6 * 2 + 2, 6 * 2 + 2)
+    assert cost.operations == round(2 * 384 * 384 * 6 * 2, -8)
+    median, lowest = cost.speed.replace("(", "").split("–")[0].split()
+    assert 0 < float(lowest) <= float(median)
+    zoo.main(["--check"])
+
+    # Another text: the speed stays. Another model: it was measured on what is no more.
+    tiny.__doc__ = "Tiny: one convolution and its picture."
+    with pytest.raises(UserError, match="and its picture"):
+        zoo.main(["--check"])
+    assert "and its picture" not in zoo.PAGE.read_text(encoding="utf-8")
+    zoo.main(["--keep-speeds"])
+    text = zoo.PAGE.read_text(encoding="utf-8")
+    assert "and its picture" in text and cost.speed in text
+    monkeypatch.setattr(zoo, "CLASSES", 3)
+    zoo.main(["--keep-speeds"])
+    assert zoo.read(zoo.PAGE.read_text(encoding="utf-8"))[0][row].speed == zoo.NOT_MEASURED
+
+
+def test_header_of_a_recipe_is_its_title_and_its_fields(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("# A: one,\n#   two.\n#\n# Source: some\n#   where: there\n# Cost: none\n\n# Other: no\na: 1\n")
+    assert zoo.recipe_header(recipe) == ("A: one, two.", {"Source": "some where: there", "Cost": "none"})
 
 
 # The machine

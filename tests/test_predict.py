@@ -173,7 +173,7 @@ def test_a_state_dict_needs_no_record_and_says_how_many_outputs_it_has(
     model = architectures.build("unet", {"dem": 2, "optical": 6}, 1, PATCH, width=4, steps=1)
     rng = np.random.default_rng(0)
     tensors = {name: rng.uniform(0.1, 0.3, one.shape).astype("f4") for name, one in parameters(model).items()}
-    np.savez("theirs.npz", **tensors)
+    np.savez("theirs.npz", **tensors)  # type: ignore[arg-type]
     Path("theirs.npz").rename("theirs.pth")
     predict.main(["-m", "unet.yaml", "-w", "theirs.pth", "--data", "small"])
     checkpoints.load_weights(model, "theirs.pth")

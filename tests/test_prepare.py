@@ -82,6 +82,80 @@ def test_bands_writes_a_dataset_and_prints_what_it_holds(here: Path, capsys: pyt
     assert [path.name for path in Path("tiles").iterdir()] == ["karakoram"], "no temporary is left"
 
 
+PAIRS = [
+    "--images",
+    "{region}/{id}.npy",
+    "--masks",
+    "{region}/{id}_mask.tif",
+    "--classes",
+    *"0=background 1=ice".split(),
+]
+PAIRS += ["--glacier", "ice"]
+
+
+def write_pairs(count: int) -> None:
+    """Write `count` arrays with masks for each of four regions into the current directory."""
+    rng = np.random.default_rng(count)
+    for region in ("ALP", "HMA", "NZ", "SC"):
+        Path(region).mkdir()
+        for index in range(count):
+            np.save(f"{region}/{index}.npy", rng.integers(1, 200, (SIZE, SIZE, 3)).astype(np.uint8))
+            with rasterio.open(
+                f"{region}/{index}_mask.tif", "w", driver="GTiff", count=1, height=SIZE, width=SIZE, dtype="uint8",
+                crs="EPSG:32643", transform=Affine(30, 0, index * SIZE * 15, 0, -30, 4e6 + 1e5 * len(region)),
+            ) as dataset:  # fmt: skip
+                dataset.write((rng.random((SIZE, SIZE)) < 0.3).astype(np.uint8), 1)
+
+
+def test_pairs_writes_a_dataset_and_prints_what_it_holds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pairs(2)
+    options = ["--modality", "sar=3", "optical=1,2", "--bands", "green", "red", "vv", "--seed", "3"]
+    # ALP and HMA lie at one place, as do NZ and SC: each two regions are one group.
+    prepare.main(["pairs", "two", *PAIRS, *options, "--split-by", "regions", "--test-fraction", "0"])
+    dataset = find_dataset("two")
+    splits = {split: TileFile(path) for split, path in dataset.splits.items()}
+    regions = {split: {file.info(name).region for name in file.names} for split, file in splits.items()}
+    assert sorted(map(sorted, regions.values())) == [["ALP", "HMA"], ["NZ", "SC"]]
+    assert splits["train"].command.startswith("python prepare.py pairs two --images '{region}/{id}.npy' --masks")
+    printed = capsys.readouterr().out.splitlines()
+    counts = np.mean([splits["val"].mask(name) for name in splits["val"].names])
+    assert ["val", "4", "2", "100.0%", f"{counts:.1%}"] in [line.split() for line in printed]
+    for line in (
+        "sar: vv",
+        "optical: green, red",
+        "drawn with seed 3 from 2 groups: regions, joined where images overlap",
+        "8 images overlap others, which are in the same split",
+    ):
+        assert line in printed
+    assert printed[-1] == "wrote tiles/two/; next: python train.py -m glavitu --data two --set 'inputs=[sar,optical]'"
+
+
+def test_wrong_pairs_exit_with_2_and_write_nothing(here: Path) -> None:
+    write_pairs(1)
+    Path("ALP/0_mask.tif").unlink()
+    Path("NZ/0.npy").write_bytes(b"")
+    done = run_script(here, "pairs", "k", *PAIRS, "--test-regions", "HMA")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 2 problems, nothing is written:\n") and len(done.stderr.splitlines()) == 3
+    assert "no mask, expected ALP/0_mask.tif" in done.stderr and "NZ/0.npy: can't be read" in done.stderr
+    assert not list(here.glob("tiles/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--block-sides", "2"], "--block-sides .* give both"),
+        (["--val-regions", "ALP", "--test-regions", "ALP"], "both name ALP"),
+        (["--region", "HMA"], "one of the two"),
+        (["--glacier", "snow"], "--glacier"),
+    ],
+)
+def test_impossible_options_of_pairs_write_nothing(here: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare.main(["pairs", "k", *PAIRS, *options])
+    assert list(Path("tiles").iterdir()) == []
+
+
 def test_synthetic_writes_a_dataset(here: Path) -> None:
     prepare.main(["synthetic", "--train", "3", "--val", "1", "--test", "2", "--size", "64", "--seed", "5"])
     dataset = find_dataset()
@@ -162,7 +236,7 @@ def test_wrong_input_exits_with_2_and_one_message(here: Path) -> None:
     (here / "train" / "label" / "x_01_07.tif").unlink()
     done = run_script(here, "bands", "k", "--train", "train", *OPTIONS)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: 2 problems with the rasters, nothing is written:\n")
+    assert done.stderr.startswith("error: 2 problems, nothing is written:\n")
     assert len(done.stderr.splitlines()) == 3
     assert "Traceback" not in done.stderr
     assert not list(here.glob("tiles/*"))
@@ -206,6 +280,7 @@ def test_impossible_numbers_write_nothing(here: Path, arguments: list[str]) -> N
     [
         ([], "python prepare.py synthetic"),
         (["synthetic"], "python prepare.py synthetic"),
+        (["pairs"], "python prepare.py pairs langtang"),
         (["bands"], "python prepare.py bands karakoram"),
     ],
 )

@@ -176,7 +176,10 @@ def test_help_says_what_is_read_and_written_and_is_quick(tmp_path: Path) -> None
         (["-r", "small.yaml", "--data", "other"], ["no dataset 'other'", "mine"]),
         (["-r", "small.yaml", "--regions", "HMA", "XX"], ["no tile of region `XX`", "`ALP`, `HMA`"]),
         (["-r", "small.yaml", "--set", "training.patch_size=15"], ["multiples of 2", "received 15", "is 16"]),
-        (["-r", "small.yaml", "--set", "architecture.name=unet"], ["unknown architecture 'unet'", "resunet, setr"]),
+        (
+            ["-r", "small.yaml", "--set", "architecture.name=unett"],
+            ["unknown architecture 'unett'", "resunet, segformer"],
+        ),
         (["-r", "small.yaml", "--set", "architecture.options.depth=1"], ["no option depth", "width"]),
         (["-r", "small.yaml", "--set", "inputs=[optical, sar]"], ["no modality `sar`", "it has", "`dem`", "`optical`"]),
     ],

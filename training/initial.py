@@ -13,6 +13,7 @@ import keras
 
 import architectures
 import checkpoints
+from architectures.torch_layers import module_path
 from checkpoints import Blueprint, EncoderWeights, Meaning, Transfer
 from console import UserError
 from data.normalisation import Statistics, published, published_bands
@@ -178,7 +179,7 @@ def initialise_encoder(plan: Plan, path: Path) -> tuple[Plan, EncoderStart]:
     """
     weights = checkpoints.load_encoder(plan.model, path)
     layers = {name.rpartition(".")[0] for name in weights.taken}
-    others = [layer.name for layer in plan.model.layers if layer.weights and layer.name not in layers]
+    others = [name for layer in plan.model.layers if layer.weights and (name := module_path(layer.name)) not in layers]
     if random := [name for name in others if _within(name, plan.recipe.training.frozen)]:
         raise UserError(
             f"--encoder-weights {path}: training.frozen would keep weights that are random, since the file has the "
@@ -264,7 +265,7 @@ def _from_run(plan: Plan, path: Path, record: Record) -> _Source:
     bands = {modality.name: modality.bands for modality in record.modalities}
     regions = record.regions if record.location == "region" else None
     # A run without statistics was trained on published tiles.
-    statistics = record.scaling() or published()
+    statistics = record.scaling() or published(bands)
     meaning = _meaning(bands, [c.name for c in record.classes], regions)
     return _Source(model, architectures.options_of(architecture) | record.options, meaning, statistics)
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from console import UserError
 from data.augmentation import Augmentation
+from data.tiles import IGNORE, ClassInfo
 from training.losses import SSIM_WINDOW, LossTerms
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -202,11 +203,33 @@ class Training(_Part):
         return self.steps_per_epoch or max(1, int(self.epoch_factor * (whole_patches // self.batch_size)))
 
 
+class Class(_Part):
+    """A class of the masks; its id is its place in the list. `color` is that of maps and pictures, `#rrggbb`."""
+
+    name: Annotated[str, Field(min_length=1)]
+    glacier: bool = False
+    color: Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
+
+
+class Cleaning(_Part):
+    """What prediction does to label maps when all is blended; probabilities stay as they are.
+
+    Objects (connected pixels of one class, but background) of fewer than `smallest_px` pixels take the class around
+    them (`inference.cleaning`).
+    """
+
+    smallest_px: Count
+
+
 class Recipe(_Part):
     """A published system, or one of ours, as `train.py` runs it.
 
-    `inputs` names the modalities in the model's order; channel counts come from the training file. `outputs` is
-    `softmax` over the tile file's classes, or `sigmoid` for one probability of the second of two classes.
+    `inputs` names the modalities in the model's order; channel counts come from the training file. `bands` says of some
+    of them how many bands they must have, or chooses bands by name, in the model's order, out of those of the tiles.
+    `outputs` is `softmax` over the classes, or `sigmoid` for one probability of the second of two classes. The classes
+    are the tile file's; `classes` demands certain ones, names those of a file without a list, and colours them.
+    `cleaning` is what prediction does to label maps. `encoder_weights` is what the source started its encoder from:
+    weights of ImageNet are no part of a recipe, and a run without them is told so.
     `loss` sums its terms on every output but those that `output_losses` gives a loss of their own; `output_weights`
     weighs outputs other than 1. In pixel-wise terms alone, `label_smoothing` ε mixes the labels with ε / classes while
     training, and `class_weights` weigh pixels by their reference class: one number a class, or `balanced`, from the
@@ -217,6 +240,9 @@ class Recipe(_Part):
     name: str
     architecture: Architecture
     inputs: Annotated[tuple[str, ...], Field(min_length=1)]
+    bands: dict[str, int | tuple[str, ...]] = {}
+    classes: tuple[Class, ...] | None = None
+    encoder_weights: Literal["imagenet"] | None = None
     outputs: Literal["softmax", "sigmoid"] = "softmax"
     location: Literal["none", "region"] = "none"
     unknown_region: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -228,7 +254,15 @@ class Recipe(_Part):
     augmentation: Augmentation = Augmentation()
     sampling: Sampling | None = None
     training: Training
+    cleaning: Cleaning | None = None
     reported: dict[str, float] = {}
+
+    @property
+    def class_list(self) -> tuple[ClassInfo, ...] | None:
+        """`classes` as tile files know them."""
+        if self.classes is None:
+            return None
+        return tuple(ClassInfo(one.name, one.glacier, one.color) for one in self.classes)
 
     @field_validator("inputs")
     @classmethod
@@ -236,6 +270,38 @@ class Recipe(_Part):
         if len(set(inputs)) < len(inputs):
             raise ValueError("a modality is named twice")
         return inputs
+
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _counts_or_names(cls, bands: Any) -> Any:
+        if not isinstance(bands, dict):
+            raise ValueError("expected `modality: number of its bands` or `modality: [names of bands]`")
+        for modality, wanted in bands.items():
+            count = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0
+            names = isinstance(wanted, list | tuple) and bool(wanted) and all(isinstance(name, str) for name in wanted)
+            if not count and not (names and len(set(wanted)) == len(wanted)):
+                raise ValueError(f"{modality}: expected a number of bands from 1, or names of bands, each once")
+        return bands
+
+    @field_validator("classes")
+    @classmethod
+    def _class_list(cls, classes: tuple[Class, ...] | None) -> tuple[Class, ...] | None:
+        if classes is None:
+            return None
+        if not 2 <= len(classes) < IGNORE or len({one.name for one in classes}) < len(classes):
+            raise ValueError(f"expected two classes at least and {IGNORE - 1} at most, each of its own name")
+        if classes[0].glacier or not any(one.glacier for one in classes):
+            raise ValueError("expected the background first, which is not glacier, and a class that is")
+        return classes
+
+    @model_validator(mode="after")
+    def _bands_are_of_inputs(self) -> Recipe:
+        if others := [modality for modality in self.bands if modality not in self.inputs]:
+            raise ValueError(
+                f"bands are given of {', '.join(others)}, inputs are {', '.join(self.inputs)}: set both alike, "
+                "bands={} takes all bands that there are"
+            )
+        return self
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -326,7 +392,7 @@ def _sentence(error: Any) -> str:
     keys, known = _place(error["loc"])
     key = ".".join(keys) or "the recipe"
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], known, n=1)
+        close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.7)
         hint = f", did you mean {close[0]!r}?" if close else ""
         return f"unknown key {key}{hint} (known here: {', '.join(known)})"
     if error["type"] == "missing":
@@ -352,12 +418,12 @@ def _place(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
         keys.append(part)
         known = sorted(node.get("properties", {}))
         # A mapping's values, `output_losses.NAME`, have one schema for all names; `False` and `True` are none.
-        value = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        value = node.get("properties", {}).get(part, node.get("additionalProperties", node.get("items")))
         node = _resolve(schema, value if isinstance(value, dict) else {})
     return keys, known
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """Follow a JSON schema's reference, past `null` alternatives."""
-    node = next((n for n in node.get("anyOf", []) if "$ref" in n), node)
+    """Follow a JSON schema's reference, past `null` alternatives; of a list, return the schema of the list."""
+    node = next((n for n in node.get("anyOf", []) if "$ref" in n or "items" in n), node)
     return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

@@ -104,6 +104,18 @@ class Record(BaseModel):
         """The classes as tile files know them."""
         return tuple(ClassInfo(c.name, c.glacier, c.color) for c in self.classes)
 
+    @property
+    def chosen_bands(self) -> dict[str, tuple[str, ...]]:
+        """Modality → names of its bands, where the recipe chose them by name; the others' were taken as they came."""
+        by_name = {modality for modality, wanted in self.recipe.get("bands", {}).items() if not isinstance(wanted, int)}
+        return {modality.name: modality.bands for modality in self.modalities if modality.name in by_name}
+
+    @property
+    def smallest_px(self) -> int | None:
+        """Pixels of the smallest object that the run's label maps keep; None keeps all."""
+        cleaning = self.recipe.get("cleaning")
+        return cleaning["smallest_px"] if cleaning else None
+
     def scaling(self) -> Statistics | None:
         """Return the statistics to scale inputs with, or None for values used as they are."""
         return None if self.statistics is None else Statistics.from_json(self.statistics)

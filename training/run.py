@@ -148,7 +148,7 @@ def plan(
         UserError: Everything that makes the run impossible, all problems of the tiles at once.
     """
     patch = recipe.training.patch_size
-    files = {split: TileFile(dataset.path(split)) for split in ("train", "val")}
+    files = {split: TileFile(dataset.path(split)).choose(recipe.bands, recipe.class_list) for split in ("train", "val")}
     names = {split: tuple(select(file, regions)) for split, file in files.items()}
     problems = [problem for file in files.values() for problem in file.check(recipe.inputs)]
     train, val = files["train"], files["val"]

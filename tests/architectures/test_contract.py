@@ -100,7 +100,7 @@ def scatter(model: keras.Model, seed: int = 0) -> None:
             variable.assign(rng.normal(float(variable.name == "gamma"), 0.2, shape))
         else:
             fan_in = np.prod(shape[:-1]) if len(shape) != 3 else shape[0]
-            variable.assign(rng.normal(0.0, 1.0 / np.sqrt(fan_in), shape))
+            variable.assign(rng.standard_normal(shape, np.float32) / np.sqrt(fan_in))
 
 
 def examples(model: keras.Model, seed: int = 1, batch: int = 2) -> dict[str, np.ndarray]:
@@ -208,13 +208,17 @@ class TestContract:
         other.set_weights(model.get_weights())
         assert_same(outputs(other, examples(model)), outputs(model, examples(model)))
 
+    def test_names_of_weights_have_no_dots(self, case: str) -> None:
+        """Keras's PyTorch backend keeps weights by their path in a dict that takes none."""
+        assert not [weight.path for weight in standard(case).weights if "." in weight.path]
+
     def test_inputs_go_by_name(self, case: str) -> None:
         model = standard(case)
         x = examples(model)
         assert_same(outputs(model, dict(reversed(x.items()))), outputs(model, x), tolerance=0)
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - set(CONCATENATED)))
+@pytest.mark.parametrize("case", [*sorted(REGISTRY.keys() - set(CONCATENATED)), "unet resnet18"])
 def test_order_of_branches_is_the_callers(case: str) -> None:
     name, options = arguments(case)
     for inputs in (INPUTS, dict(sorted(INPUTS.items()))):
@@ -281,7 +285,7 @@ def maps_without_stride_2(encoder: str, x: Any) -> list[Any]:
 def test_unet_works_with_an_encoder_that_has_no_map_at_stride_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unet, "encode", maps_without_stride_2)
     model = architectures.build("unet", INPUTS, 2, 64, encoder="resnet18")
-    kernels = [model.get_layer(f"decoder.blocks.{i}.conv1.0").kernel.shape[2:] for i in range(5)]
+    kernels = [model.get_layer(f"decoder-blocks-{i}-conv1-0").kernel.shape[2:] for i in range(5)]
     assert kernels == [(9 + 7, 256), (256 + 5, 128), (128 + 3, 64), (64, 32), (32, 16)]
     assert model.output["output"].shape == (None, 64, 64, 2)
 
@@ -323,7 +327,7 @@ def without_effect(model: keras.Model) -> list[keras.Variable]:
             found += [layer.linear_1.bias, layer.linear_2.bias]
         elif isinstance(layer, keras.layers.MultiHeadAttention):
             found += [w for w in layer.weights if w.path.endswith("/key/bias")]
-        elif layer.name.endswith(".k_proj"):
+        elif layer.name.endswith("-k_proj"):
             found.append(layer.bias)
         elif getattr(layer, "bias", None) is not None and lost(layer):
             found.append(layer.bias)
@@ -436,15 +440,16 @@ for number, (name, options, patch) in enumerate(cases):
 
 
 def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
+    cases = [case for case in CASES if case != "unet resnet18"]  # each of its layers is in another case
     expected = {}
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases):
         model = small(case)
         x: dict[str, Any] = examples(model)
         model.save_weights(tmp_path / f"{number}.weights.h5")
         np.savez(tmp_path / f"{number}.x.npz", **x)
         expected[number] = outputs(model, x)
     subprocess.run(
-        [sys.executable, "-c", JAX, str(tmp_path), repr([(*arguments(c), patch_of(c)) for c in CASES]), repr(INPUTS)],
+        [sys.executable, "-c", JAX, str(tmp_path), repr([(*arguments(c), patch_of(c)) for c in cases]), repr(INPUTS)],
         cwd=REPOSITORY,
         env={
             **os.environ,

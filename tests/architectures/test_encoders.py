@@ -88,7 +88,7 @@ class TestEncoders:
         assert [m if m is None else tuple(m.shape) for m in built.maps] == expected
 
     def test_names_of_layers_with_weights_begin_with_the_prefix(self, built: Built) -> None:
-        assert all(layer.name.startswith("encoder.") for layer in built.model.layers if layer.weights)
+        assert all(layer.name.startswith("encoder-") for layer in built.model.layers if layer.weights)
 
 
 @pytest.mark.parametrize("built", [name for name, row in TABLE.items() if row.blocks], indirect=True)
@@ -97,7 +97,7 @@ class TestEfficientNet:
 
     def test_maps_come_after_the_references_blocks(self, built: Built) -> None:
         for m, last in zip(built.maps[1:], built.row.blocks, strict=True):
-            names = [layer.name.split(".") for layer in keras.Model(built.inputs, m).layers]
+            names = [layer.name.split("-") for layer in keras.Model(built.inputs, m).layers]
             assert {int(name[2]) for name in names if name[1:2] == ["_blocks"]} == set(range(last + 1))
 
     def test_strided_convolutions_pad_as_the_references_image_needs(self, built: Built) -> None:
@@ -110,7 +110,7 @@ class TestEfficientNet:
             kernel = layer.get_weights()
             layer.set_weights([np.ones_like(kernel[0])])
             x = np.ones((1, side, side, kernel[0].shape[2]), "float32")
-            padding = layers.get(f"{layer.name}.padding")
+            padding = layers.get(f"{layer.name}-padding")
             counts = keras.ops.convert_to_numpy(layer(padding(x) if padding else x))[0, :, :, 0]
             layer.set_weights(kernel)
             assert counts.shape == (side // 2, side // 2)
@@ -146,7 +146,7 @@ def test_every_weight_of_an_efficientnet_has_a_gradient_and_the_idle_ones_0(buil
     weights = built.model.trainable_weights
     for variable, gradient in zip(weights, tape.gradient(loss, [v.value for v in weights]), strict=True):
         assert gradient is not None, variable.path
-        idle = variable.path.split("/")[0] in {"encoder._conv_head", "encoder._bn1"}
+        idle = variable.path.split("/")[0] in {"encoder-_conv_head", "encoder-_bn1"}
         size = np.abs(gradient.numpy()).max()
         assert np.isfinite(size) and (size == 0) == idle, variable.path
 

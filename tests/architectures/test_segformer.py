@@ -43,7 +43,7 @@ def test_interpolation_keeps_a_slope_between_the_outer_centres(size: int, factor
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_probabilities_are_of_logits_brought_to_full_size(num_classes: int) -> None:
     model = architectures.build("segformer", {"optical": 3}, num_classes, (32, 64), width=4, decoder_width=4)
-    classifier = model.get_layer("decode_head.classifier")
+    classifier = model.get_layer("decode_head-classifier")
     classifier.set_weights([20 * w for w in classifier.get_weights()])  # so that softmax and interpolation differ
     x = {"optical": np.random.default_rng(0).normal(size=(1, 32, 64, 3)).astype("float32")}
     logits, probs = keras.Model(model.inputs, [classifier.output, model.output["output"]])(x)

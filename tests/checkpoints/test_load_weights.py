@@ -268,7 +268,7 @@ class TestDamage:
         "content, told",
         [
             (b"", "is empty"),
-            (b"epoch,loss\n1,0.5\n", "not an HDF5 file"),
+            (b"epoch,loss\n1,0.5\n", "neither an HDF5 file nor a PyTorch state dict"),
             (b"PK\x03\x04" + b"\0" * 100, "zip archive"),
             (b"\n<!DOCTYPE html><html></html>", "web page"),
             (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),

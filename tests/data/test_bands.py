@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rasterio import Affine
 
 from console import UserError
-from data.bands import Layout, Validation, parse_bands, parse_classes, write_dataset
+from data.bands import Layout, Validation, parse_bands, write_dataset
+from data.masks import parse_classes
 from data.normalisation import fit
 from data.tiles import IGNORE, TileFile
 

@@ -114,6 +114,14 @@ def row_of(count: int) -> list[TileInfo]:
     ]
 
 
+def test_blocks_know_tiles_by_their_row_and_column_in_a_scene(tiles: list[Tile]) -> None:
+    places = [{"scene_row": 0, "scene_column": SIDE * k} for k in range(16)]
+    infos = [TileInfo(str(k), SIDE, SIDE, "HMA", attributes=place) for k, place in enumerate(places)]
+    folds = split([Tile(tiles[0].file, info, info.name) for info in infos], 4, "blocks")
+    held = sorted(sorted(int(tile.name) for tile in fold) for fold in folds)
+    assert held == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
 def test_what_can_not_be_split_is_refused(tiles: list[Tile]) -> None:
     with pytest.raises(UserError, match="11 folds need as many tiles; the 10 tiles have 10"):
         split(tiles, 11, "tiles")
@@ -124,7 +132,7 @@ def test_what_can_not_be_split_is_refused(tiles: list[Tile]) -> None:
     with pytest.raises(UserError, match="how many folds"):
         split(tiles, None, "tiles")
     nowhere = [Tile(tiles[0].file, TileInfo(str(k), SIDE, SIDE), str(k)) for k in range(4)]
-    with pytest.raises(UserError, match=r"tile '0' has no place on earth .*: use --folds-by tiles or regions"):
+    with pytest.raises(UserError, match=r"tile '0' has no place .*: use --folds-by tiles or regions"):
         split(nowhere, 2, "blocks")
     with pytest.raises(UserError, match="metres above 0"):
         split(tiles, 2, "blocks", 0, -1.0)

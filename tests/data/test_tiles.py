@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -619,3 +620,78 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"thesis\.tex"), replacing_dataset(folder, overwrite=True):
         pass
     assert (folder / "thesis.tex").exists()
+
+
+# What a model sees of a file
+
+FOUR = (
+    ClassInfo("background", color="#111111"),
+    ClassInfo("clean ice", glacier=True, color="#222222"),
+    ClassInfo("debris-covered ice", glacier=True, color="#333333"),
+    ClassInfo("water", color="#444444"),
+)
+
+
+def test_chosen_bands_are_all_that_is_said_and_read(tmp_path: Path, write_tiles: Write) -> None:
+    whole = TileFile(write_tiles(tmp_path / "train.hdf5"))
+    chosen = whole.choose({"optical": ["optical4", "optical0", "optical2"], "dem": 2})
+    assert chosen.bands == {**whole.bands, "optical": ["optical4", "optical0", "optical2"]}
+    assert chosen.modalities == {"dem": 2, "optical": 3} and whole.modalities == {"dem": 2, "optical": 6}
+    statistics = whole.statistics
+    assert statistics is not None and chosen.statistics == statistics.take({"optical": [4, 0, 2]})
+    for window in (None, Window(3, 5, 16, 16)):
+        ours, theirs = (file.read("t1", ["dem", "optical"], window) for file in (chosen, whole))
+        np.testing.assert_array_equal(ours["optical"], theirs["optical"][..., [4, 0, 2]])
+        np.testing.assert_array_equal(ours["dem"], theirs["dem"])
+    scaled = chosen.statistics.apply("optical", ours["optical"])
+    np.testing.assert_array_equal(scaled, statistics.apply("optical", theirs["optical"])[..., [4, 0, 2]])
+    assert chosen.check(["optical", "dem"]) == [] and chosen.choose({}).bands == chosen.bands
+    again = pickle.loads(pickle.dumps(chosen.choose(classes=TWO_CLASSES)))
+    assert (again.bands, again.classes) == (chosen.bands, TWO_CLASSES)
+
+
+def test_bands_that_are_not_there_are_answered_with_those_that_are(tmp_path: Path, write_tiles: Write) -> None:
+    file = TileFile(write_tiles(tmp_path / "train.hdf5", modalities={"optical": 5}))
+    with pytest.raises(UserError, match=r"no band `nir`, `red`; its bands are `optical0`, .*`optical4`; needed"):
+        file.choose({"optical": ["nir", "optical1", "red"]})
+    with pytest.raises(UserError, match=r"has 5 bands \(optical0, .*\), 18 are needed: .*--set bands\.optical=5"):
+        file.choose({"optical": 18})
+    assert file.choose({"optical": 5, "dem": 2}).bands == file.bands  # a modality that is missing is told by `check`
+
+
+def test_a_class_list_is_given_to_a_file_without_one(tmp_path: Path, write_tiles: Write) -> None:
+    path = write_tiles(tmp_path / "train.hdf5", classes=FOUR)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["classes"]
+    bare = TileFile(path)
+    assert not bare.has_classes and len(bare.classes) == 2 and bare.check(["optical"])
+    described = bare.choose(classes=FOUR)
+    assert described.classes == FOUR and described.check(["optical"]) == []
+    np.testing.assert_array_equal(described.mask("t0"), bare.mask("t0"))
+
+
+@pytest.mark.parametrize("stored", [{"name": "x"}, {"name": "x", "color": "#abcdef"}])
+def test_names_alone_take_the_rest_from_the_list_that_is_given(
+    tmp_path: Path, write_tiles: Write, stored: dict[str, Any]
+) -> None:
+    path = write_tiles(tmp_path / "train.hdf5", classes=FOUR)
+    names = ["Background", "clean_ice", "debris covered ice", "WATER"]  # other spellings of the same
+    with h5py.File(path, "r+") as file:
+        file.attrs["classes"] = json.dumps([{**stored, "name": name} for name in names])
+    assert TileFile(path).choose(classes=FOUR).classes == FOUR
+
+
+def test_a_class_list_that_does_not_agree_is_refused(
+    tmp_path: Path, write_tiles: Write, write_published_2023: Write
+) -> None:
+    four = TileFile(write_tiles(tmp_path / "four.hdf5", classes=FOUR))
+    with pytest.raises(UserError, match=r"masks have 4 classes \(`background`, .*\), 2 are needed .*classes=null"):
+        four.choose(classes=TWO_CLASSES)
+    with pytest.raises(UserError, match=r"class 3 of its masks is `water`, needed is `lake`: .*classes=null"):
+        four.choose(classes=[*FOUR[:3], ClassInfo("lake")])
+    with pytest.raises(UserError, match=r"class 3, `water`, is not glacier there, but is glacier in the class list"):
+        four.choose(classes=[*FOUR[:3], ClassInfo("water", glacier=True)])
+    one_hot = TileFile(write_published_2023(tmp_path / "published.hdf5"))
+    with pytest.raises(UserError, match=r"masks have 2 classes \(without names\), 4 are needed"):
+        one_hot.choose(classes=FOUR)
+    assert one_hot.choose(classes=FOUR[:2]).classes == FOUR[:2]

@@ -215,13 +215,13 @@ def test_a_file_that_does_not_say_its_modalities_is_asked_for(mini: Mini) -> Non
 
 def test_a_state_dict_of_concatenated_inputs_starts_a_run_of_other_classes() -> None:
     write_dataset("mine", classes=FOUR_CLASSES)
-    network = {"name": "unet", "options": {"width": 4, "steps": 1}}
+    network: dict[str, Any] = {"name": "unet", "options": {"width": 4, "steps": 1}}
     prepared = planned("mine", inputs=["dem", "optical"], architecture=network)
     two = architectures.build("unet", {"dem": 2, "optical": 6}, 2, 32, **network["options"])
     write_state_dict(two, Path("a.pth"))
     after, start = initialise(prepared, "a.pth")
     checkpoints.load_weights(two, "a.pth")
-    ours, theirs = (model.get_layer("encoder.blocks.0.conv1.0").get_weights() for model in (after.model, two))
+    ours, theirs = (model.get_layer("encoder-blocks-0-conv1-0").get_weights() for model in (after.model, two))
     assert all(same(ours, theirs))
     assert {one.name for one in start.transfer.left} == {"segmentation_head.0/kernel", "segmentation_head.0/bias"}
     # Named, the modalities are found wherever they are; a modality that this dataset lacks has the other channels.
@@ -229,7 +229,7 @@ def test_a_state_dict_of_concatenated_inputs_starts_a_run_of_other_classes() -> 
         planned("mine", inputs=["optical"], architecture=network), "a.pth", ["thermal", "optical"]
     )
     np.testing.assert_array_equal(
-        after.model.get_layer("encoder.blocks.0.conv1.0").get_weights()[0], theirs[0][:, :, 2:]
+        after.model.get_layer("encoder-blocks-0-conv1-0").get_weights()[0], theirs[0][:, :, 2:]
     )
     with pytest.raises(UserError, match="reads 8 channels in all, and these have dem 2 in this dataset"):
         initialise(prepared, "a.pth", ["dem"])
@@ -255,22 +255,22 @@ def test_an_encoder_starts_a_run_whose_record_says_so() -> None:
     network = {"name": "unet", "options": {"encoder": "resnet18"}}
     Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, "architecture": network}))
     prepared = planned("mine", architecture=network, training__frozen=["encoder"])
-    assert {layer.name.partition(".")[0] for layer in prepared.model.layers if layer.trainable_weights} == {
+    assert {layer.name.partition("-")[0] for layer in prepared.model.layers if layer.trainable_weights} == {
         "decoder",
         "segmentation_head",
     }
     path = Path("resnet18.npz")
     write_state_dict(prepared.model, path, "encoder.", bands=3)
-    before = prepared.model.get_layer("decoder.blocks.0.conv1.0").get_weights()
+    before = prepared.model.get_layer("decoder-blocks-0-conv1-0").get_weights()
     after, start = initialise_encoder(prepared, path)
     stored = np.load(path)
     for band in range(10):  # of optical, dem and sar
         np.testing.assert_allclose(
-            after.model.get_layer("encoder.conv1").get_weights()[0][:, :, band],
+            after.model.get_layer("encoder-conv1").get_weights()[0][:, :, band],
             stored["conv1.weight"][:, band % 3].transpose(1, 2, 0) * 3 / 10,
             rtol=1e-6,
         )
-    assert all(same(after.model.get_layer("decoder.blocks.0.conv1.0").get_weights(), before))
+    assert all(same(after.model.get_layer("decoder-blocks-0-conv1-0").get_weights(), before))
     Run(after, "mine")._keep(1, 0.5, np.ones((2, 2), np.int64))
     init = load_record("mine").init
     assert init == start.to_json() == continued(prepared, init, None).init

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from architectures import options_of
 from console import UserError
+from data.augmentation import Augmentation
 from training.losses import LossTerms
 from training.recipe import FOLDER, load_recipe, parse_recipe, recipe_names
 
@@ -119,8 +120,126 @@ def test_the_recipe_of_fine_tuning_holds_the_published_values() -> None:
     assert training.stop_patience is None and training.frozen == ()
 
 
+GLACIER_HACK = {"training.batch_size": 4, "bands": {"optical": 5}, "encoder_weights": "imagenet"}
+HIMALAYA = {
+    "bands": {"optical": 18},
+    "outputs": "sigmoid",
+    "training.optimiser.name": "adam",
+    "training.optimiser.learning_rate": 1e-5,
+    "training.optimiser.l2": 1e-5,
+    "training.optimiser.clip_norm": 1.0,
+    "training.schedule.factor": 0.5,
+    "training.schedule.patience": 11,  # PyTorch's 10
+    "training.schedule.floor": 1e-6,
+    "training.monitor": "loss",
+    "training.stop_patience": 25,
+    "training.epochs": 500,
+    "training.batch_size": 16,
+    "training.patch_size": 128,
+    "augmentation": Augmentation().model_dump(),
+    "encoder_weights": None,
+}
+FOCAL_DICE_TVERSKY = {
+    "loss.focal.gamma": 2.0,
+    "loss.focal.alpha": None,
+    "loss.focal.weight": 0.25,
+    "loss.dice.weight": 0.5,
+    "loss.dice.smoothing": 1e-7,
+    "loss.tversky": {"alpha": 0.7, "beta": 0.3, "weight": 0.5, "smoothing": 1e-7, "per_image": False},
+}
+BCE_DICE = {"loss.binary_cross_entropy.weight": 0.5, "loss.dice.weight": 0.5, "loss.dice.smoothing": 1.0}
+DICE_IOU_SSIM = {
+    **{f"loss.{term}": {"weight": 1.0, "smoothing": 1e-6, "per_image": True} for term in ("dice", "iou")},
+    "loss.ssim.weight": 1.0,
+}
+UNET_ENCODERS = {
+    "bands": {"optical": ("nir", "red", "green")},
+    "loss.dice.weight": 1.0,
+    "training.optimiser.learning_rate": 1e-4,
+    "training.batch_size": 8,
+    "training.epochs": 30,
+    "training.patch_size": 224,
+    "encoder_weights": "imagenet",
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "glavitu-global": {
+        "architecture.options.variant": "2025",
+        "loss.focal.gamma": 2.0,
+        "output_weights": {"deepsupervision": 0.5},
+        "label_smoothing": 0.1,
+        "training.optimiser.learning_rate": 5e-4,
+        "training.schedule.epochs": (10, 30, 70),
+        "training.epochs": 150,
+        "training.epoch_factor": 4.0,
+        "training.stop_patience": None,
+        "unknown_region": 0.1,
+    },
+    "resunet-himalaya": {**HIMALAYA, **FOCAL_DICE_TVERSKY, "architecture.options.variant": "himalaya"},
+    "resunet-himalaya-bce-dice": {**HIMALAYA, **BCE_DICE, "architecture.options.variant": "himalaya"},
+    "resunet-himalaya-dice-iou-ssim": {**HIMALAYA, **DICE_IOU_SSIM, "architecture.options.variant": "himalaya"},
+    "segformer-himalaya": {**HIMALAYA, **BCE_DICE, "architecture.options.variant": "b4"},
+    "segformer-himalaya-focal": {**HIMALAYA, **FOCAL_DICE_TVERSKY, "architecture.options.variant": "b4"},
+    "segformer-himalaya-dice-iou-ssim": {**HIMALAYA, **DICE_IOU_SSIM, "architecture.options.variant": "b4"},
+    **{
+        name: {
+            **GLACIER_HACK,
+            "architecture": {"name": "unetplusplus", "options": {"encoder": encoder}},
+            "loss.binary_cross_entropy.weight": 0.7,
+            "loss.dice": {"weight": 0.3, "smoothing": 1e-6, "per_image": False},
+            "training.optimiser.name": "adamw",
+            "training.optimiser.learning_rate": 1e-4,
+            "training.optimiser.weight_decay": 0.01,
+            "training.schedule.factor": 0.5,
+            "training.schedule.patience": 6,  # PyTorch's 5
+            "training.monitor": "mcc",
+            "training.epochs": 150,
+            "augmentation.affine": 0.5,
+            "augmentation.brightness_contrast": 0.5,
+            "outputs": "sigmoid",
+        }
+        for name, encoder in (("unetplusplus-mcc", "resnet34"), ("unetplusplus-mcc-b5", "efficientnet-b5"))
+    },
+    "unet-binary": {
+        "architecture": {"name": "unet", "options": {"encoder": "none"}},
+        "bands": {"optical": 5},
+        "loss.binary_cross_entropy.weight": 1.0,
+        "training.optimiser.learning_rate": 1e-4,
+        "training.batch_size": 8,
+        "training.epochs": 40,
+        "augmentation": Augmentation().model_dump(),
+        "training.precision": ("float16", "bfloat16"),
+    },
+    "unet-surface": {
+        **GLACIER_HACK,
+        "architecture": {"name": "unet", "options": {"encoder": "resnet34"}},
+        "loss.cross_entropy.weight": 1.0,
+        "loss.dice.weight": 1.0,
+        "class_weights": "balanced",
+        "training.optimiser.learning_rate": 1e-4,
+        "training.schedule.factor": 0.1,
+        "training.epochs": 60,
+        "training.monitor": "multiclass_mcc",
+    },
+    "unet-encoders": {**UNET_ENCODERS, "architecture.options.encoder": "resnet34"},
+    "unet-encoders-resnet50": {**UNET_ENCODERS, "architecture.options.encoder": "resnet50"},
+    "unet-encoders-efficientnet-b4": {**UNET_ENCODERS, "architecture.options.encoder": "efficientnet-b4"},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_recipes_hold_their_sources_values(name: str) -> None:
+    content = load_recipe(name).model_dump()
+    for key, value in OTHERS[name].items():
+        found: Any = content
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+    terms = {key.split(".")[1] for key in OTHERS[name] if key.startswith("loss.")}
+    assert {term for term, settings in content["loss"].items() if settings} == terms
+
+
 def test_all_recipes_are_known() -> None:
-    assert {*PUBLISHED, "demo"} <= set(recipe_names())
+    assert {*PUBLISHED, *OTHERS, "demo", "unet", "unetplusplus", "segformer"} <= set(recipe_names())
 
 
 def test_steps_of_an_epoch() -> None:
@@ -330,3 +449,49 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, mes
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_recipe(str(path))
+
+
+# Bands, classes, cleaning
+
+
+def test_bands_are_counts_or_names_and_survive_the_dump() -> None:
+    recipe = load_recipe("glavitu", ["bands.optical=[nir, red]", "bands.dem=2", "cleaning.smallest_px=9"])
+    assert recipe.bands == {"optical": ("nir", "red"), "dem": 2}
+    assert recipe.cleaning is not None and recipe.cleaning.smallest_px == 9
+    assert parse_recipe(recipe.model_dump(mode="json"), "the dump") == recipe
+
+
+def test_a_class_list_is_read_whole() -> None:
+    recipe = load_recipe("unet-surface")
+    assert recipe.class_list is not None
+    assert [(info.name, info.glacier) for info in recipe.class_list] == [
+        ("background", False),
+        ("clean ice", True),
+        ("debris-covered ice", True),
+        ("water", False),
+    ]
+    assert parse_recipe(recipe.model_dump(mode="json"), "the dump") == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bands={thermal: 1}", r"bands are given of thermal, inputs are optical, dem, sar"),
+        ("bands=18", r"bands: expected `modality: number of its bands` or .*; received 18"),
+        ("bands.optical=0", r"bands: optical: expected a number of bands from 1, or names"),
+        ("bands.optical=[nir, nir]", r"bands: optical: expected .* each once"),
+        ("bands.optical=true", r"bands: optical: expected"),
+        ("classes=[{name: rock, color: '#000000'}]", r"classes: expected two classes at least"),
+        ("classes=[{name: a, colour: '#000000'}]", r"unknown key classes\.0\.colour, did you mean 'color'"),
+        ("classes=[{name: a, color: blue}]", r"classes\.0\.color: .*pattern.*; received 'blue'"),
+        (
+            "classes=[{name: ice, glacier: true, color: '#000000'}, {name: rock, color: '#000001'}]",
+            r"classes: expected the background first, which is not glacier, and a class that is",
+        ),
+        ("cleaning.smallest_px=0", r"cleaning\.smallest_px: .*greater than or equal to 1; received 0"),
+        ("encoder_weights=imagenet21k", r"encoder_weights: .*'imagenet'; received 'imagenet21k'"),
+    ],
+)
+def test_bands_and_classes_that_can_not_be_are_named(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("glavitu", [change])
