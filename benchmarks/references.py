@@ -302,7 +302,7 @@ MEASUREMENTS: dict[str, Callable[..., None]] = {"train": train, "predict": predi
 
 def serve(connection: Connection) -> None:
     """Answer what comes through `connection`, a function's name and its arguments, until its other end is closed."""
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone, or Ctrl-C
         while True:
             name, *arguments = connection.recv()
             if name in MEASUREMENTS:
