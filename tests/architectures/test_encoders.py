@@ -123,7 +123,7 @@ class TestEfficientNet:
 
     def test_blocks_are_dropped_the_more_the_deeper_they_are(self, built: Built) -> None:
         count = built.row.blocks[-1] + 1
-        rates = {int(x.name.split(".")[2]): x.rate for x in built.model.layers if isinstance(x, DropPath)}
+        rates = {int(x.name.split("-")[2]): x.rate for x in built.model.layers if isinstance(x, DropPath)}
         assert len(rates) == count - 7  # each stage's first block has no shortcut
         assert rates == pytest.approx({number: 0.2 * number / count for number in rates})
 

@@ -14,6 +14,7 @@ import pytest
 import architectures
 import checkpoints
 from architectures import REGISTRY, options_of
+from architectures.torch_layers import layer_name
 from checkpoints import Meaning
 from console import UserError
 
@@ -212,9 +213,9 @@ def test_concatenated_inputs_are_taken_by_modality_and_by_band() -> None:
     source, model = seeded(concatenated({"optical": 3, "dem": 2})), concatenated({"sar": 1, "dem": 2, "optical": 3}, 3)
     here, there = Meaning({"dem": ["slope", "elevation"]}), Meaning({"dem": ["elevation", "slope"]})
     first = "encoder.blocks.0.conv1.0"
-    before = model.get_layer(first).get_weights()[0]
+    before = model.get_layer(layer_name(first)).get_weights()[0]
     done = checkpoints.transfer(model, source, here, there)
-    ours, theirs = (one.get_layer(first).get_weights()[0] for one in (model, source))
+    ours, theirs = (one.get_layer(layer_name(first)).get_weights()[0] for one in (model, source))
     np.testing.assert_array_equal(ours[:, :, 1:], theirs[:, :, [4, 3, 0, 1, 2]])
     np.testing.assert_array_equal(ours[:, :, 0], before[:, :, 0])
     assert done.channels == {"sar": (None,), "dem": (1, 0), "optical": (0, 1, 2)}
