@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from console import UserError
+from console.schemas import explained
 from data.augmentation import Augmentation
 from data.tiles import IGNORE, ClassInfo
 from training.losses import SSIM_WINDOW, LossTerms
@@ -368,7 +368,7 @@ def parse_recipe(content: dict[str, Any], source: str, changes: Sequence[str] = 
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n  ".join([f"{source}:", *map(_sentence, error.errors())])) from None
+        raise UserError(explained(error, Recipe, source, "the recipe")) from None
 
 
 def _set(content: dict[str, Any], change: str) -> None:
@@ -385,45 +385,3 @@ def _set(content: dict[str, Any], change: str) -> None:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {change}: the value can't be read as YAML: {error}") from None
-
-
-def _sentence(error: Any) -> str:
-    """Turn one pydantic error into: key, what is wrong, what was received."""
-    keys, known = _place(error["loc"])
-    key = ".".join(keys) or "the recipe"
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.7)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        return f"unknown key {key}{hint} (known here: {', '.join(known)})"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    if error["type"] == "union_tag_not_found":
-        return f"{key}.name is missing"
-    if error["type"] == "union_tag_invalid":
-        return f"{key}.name: expected one of {error['ctx']['expected_tags']}; received {error['ctx']['tag']!r}"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}; received {error['input']!r}"
-
-
-def _place(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """Return the keys that a user writes for a place in a recipe, and the field names known at the last of them."""
-    schema = Recipe.model_json_schema()
-    node: dict[str, Any] = schema
-    keys: list[str] = []
-    known: list[str] = []
-    for part in map(str, location):
-        if alternative := node.get("discriminator", {}).get("mapping", {}).get(part):
-            # The tag of a union is a part of its own: 'schedule.plateau.factor' where users write 'schedule.factor'.
-            node = _resolve(schema, {"$ref": alternative})
-            continue
-        keys.append(part)
-        known = sorted(node.get("properties", {}))
-        # A mapping's values, `output_losses.NAME`, have one schema for all names; `False` and `True` are none.
-        value = node.get("properties", {}).get(part, node.get("additionalProperties", node.get("items")))
-        node = _resolve(schema, value if isinstance(value, dict) else {})
-    return keys, known
-
-
-def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """Follow a JSON schema's reference, past `null` alternatives; of a list, return the schema of the list."""
-    node = next((n for n in node.get("anyOf", []) if "$ref" in n or "items" in n), node)
-    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
