@@ -1,4 +1,4 @@
-"""What is wrong with a YAML file, in the words of who wrote it: pydantic's errors as sentences."""
+"""YAML files that people write: a value changed on the command line, and pydantic's errors as sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
+
+from console import UserError
 
 
 def explained(error: ValidationError, model: type[BaseModel], source: str, whole: str) -> str:
@@ -20,6 +23,26 @@ def explained(error: ValidationError, model: type[BaseModel], source: str, whole
     """
     schema = model.model_json_schema()
     return "\n  ".join([f"{source}:", *(_sentence(one, schema, whole) for one in error.errors())])
+
+
+def set_value(content: dict[str, Any], change: str) -> None:
+    """Apply one `a.b.c=value` to what a YAML file holds; the value is YAML. Keys are not checked.
+
+    Raises:
+        UserError: If it is no such change, or the value is no YAML.
+    """
+    key, equals, value = change.partition("=")
+    if not equals or not all(part for part in key.split(".")):
+        raise UserError(f"--set takes KEY=VALUE such as training.batch_size=4; received {change!r}")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if not isinstance(content.get(parent), dict):
+            content[parent] = {}
+        content = content[parent]
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {change}: the value can't be read as YAML: {error}") from None
 
 
 def _sentence(error: Any, schema: dict[str, Any], whole: str) -> str:

@@ -47,6 +47,15 @@ def parse_classes(
         values[number] = IGNORE if name == "ignore" else names.index(name)
     if not 2 <= len(names) < IGNORE:
         raise UserError(f"--classes needs two classes at least, background first, got {', '.join(names) or 'none'}")
+    return class_list(names, glacier), values
+
+
+def class_list(names: Sequence[str], glacier: Sequence[str]) -> tuple[ClassInfo, ...]:
+    """Return the class list of these names, background first, with a color each; `glacier` says which are glacier.
+
+    Raises:
+        UserError: If a name in `glacier` is not among the classes, there is none, or it is the background.
+    """
     unknown = [name for name in glacier if name not in names]
     if unknown or not glacier:
         raise UserError(
@@ -55,11 +64,10 @@ def parse_classes(
         )
     if names[0] in glacier:
         raise UserError(f"the first of --classes is the background, but {names[0]!r} is a glacier class: name it later")
-    classes = tuple(
+    return tuple(
         ClassInfo(name, glacier=name in glacier, color=_COLORS[index % len(_COLORS)])
         for index, name in enumerate(names)
     )
-    return classes, values
 
 
 def class_ids(array: NDArray[Any], values: Mapping[float, int]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from console import UserError
-from console.schemas import explained
+from console.schemas import explained, set_value
 from data.augmentation import Augmentation
 from data.tiles import IGNORE, ClassInfo
 from training.losses import SSIM_WINDOW, LossTerms
@@ -364,24 +364,8 @@ def parse_recipe(content: dict[str, Any], source: str, changes: Sequence[str] = 
     """
     content = copy.deepcopy(content)
     for change in changes:
-        _set(content, change)
+        set_value(content, change)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(explained(error, Recipe, source, "the recipe")) from None
-
-
-def _set(content: dict[str, Any], change: str) -> None:
-    """Apply one `a.b.c=value`; the value is YAML. Keys are checked when the whole is validated."""
-    key, equals, value = change.partition("=")
-    if not equals or not all(part for part in key.split(".")):
-        raise UserError(f"--set takes KEY=VALUE such as training.batch_size=4; received {change!r}")
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        if not isinstance(content.get(parent), dict):
-            content[parent] = {}
-        content = content[parent]
-    try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: the value can't be read as YAML: {error}") from None
