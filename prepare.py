@@ -1,7 +1,7 @@
 """Make a dataset of tiles: tiles/NAME/{train,val,test}.hdf5.
 
-Reads    nothing (synthetic); pairs of an image of many bands and a mask, GeoTIFFs or .npy (pairs); or GeoTIFFs in
-         a folder per band and a folder of masks (bands)
+Reads    satellite scenes and outlines (scenes); nothing (synthetic); pairs of an image of many bands and a mask,
+         GeoTIFFs or .npy (pairs); or GeoTIFFs in a folder per band and a folder of masks (bands)
 Writes   tiles/NAME/, whole or not at all
 Copy     python prepare.py synthetic
 
@@ -31,6 +31,25 @@ Masks with background, clean ice, debris-covered ice and water, and so few lakes
 training pixels (Svalbard and the southern Andes have a coast, too):
 
     python prepare.py synthetic rare --classes surface --regions ALP HMA --lakes 0.15
+"""
+
+SCENES = """Make tiles of satellite scenes and glacier outlines: tiles/NAME/{train,val,test}.hdf5.
+
+Reads    a dataset file (YAML) that names scenes, their rasters by modality, and outlines; or one scene from the flags.
+         Rasters may lie on different grids; outlines may be GeoPackage, shapefile, GeoJSON, FlatGeobuf or GeoParquet.
+Writes   tiles/NAME/, whole or not at all. Interrupted, the same command goes on where it stopped.
+Copy     python prepare.py scenes --init scenes/hunza          (writes scenes/hunza/dataset.yaml: read and correct it)
+         python prepare.py scenes hunza scenes/hunza/dataset.yaml --jobs 2
+"""
+
+SCENES_NOTES = """
+One scene without a dataset file; BAND=FILE#NUMBER where bands lie in several files:
+
+    python prepare.py scenes everest --optical red=rgb.tif#1 green=rgb.tif#2 blue=rgb.tif#3 nir=b4.tif \\
+        --dem dem.tif --outlines rgi.gpkg --region HMA --date 2000-10-30 --tile-size 256
+
+Everything that a dataset file can say, --set says, too: --set split.by=subregions --set 'grid={crs: EPSG:32645}'.
+docs/preparing-data.md has all keys, and what becomes of Sentinel-2, Landsat, DEMs and radar.
 """
 
 PAIRS = """Make tiles of pairs of an image and a mask: tiles/NAME/{train,val,test}.hdf5.
@@ -96,6 +115,12 @@ scaling.
 def main(arguments: list[str]) -> None:
     """Run the command and print what the dataset holds."""
     options = _parser().parse_args(arguments)
+    if options.command == "scenes":
+        if options.init is not None:
+            _first_dataset_file(options)
+            return
+        if options.name and options.dataset is None and Path(options.name).suffix in (".yaml", ".yml"):
+            options.dataset, options.name = Path(options.name), Path(options.name).stem
     if not options.name or Path(options.name).name != options.name or options.name.startswith("."):
         raise UserError(f"NAME is a folder's name in {TILES}/, without slashes or a leading dot, got {options.name!r}")
     command = shlex.join(["python", "prepare.py", *arguments])
@@ -103,7 +128,9 @@ def main(arguments: list[str]) -> None:
     from data.tiles import find_dataset, replacing_dataset
 
     with replacing_dataset(TILES / options.name, overwrite=options.overwrite) as folder:
-        {"synthetic": _synthetic, "pairs": _pairs, "bands": _bands}[options.command](folder, options, command)
+        {"synthetic": _synthetic, "scenes": _scenes, "pairs": _pairs, "bands": _bands}[options.command](
+            folder, options, command
+        )
     dataset = find_dataset(options.name, TILES)
     _summarise(dataset.splits)
     next_command = ["python", "train.py", "-m", "glavitu", "--data", options.name]
@@ -127,6 +154,74 @@ def _synthetic(folder: Path, options: argparse.Namespace, command: str) -> None:
         surface_classes=options.classes == "surface",
         command=command,
     )
+
+
+def _scenes(folder: Path, options: argparse.Namespace, command: str) -> None:
+    import yaml
+
+    from console.schemas import set_value
+    from data import dataset_file, preparation
+    from data.scenes import find_scenes
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs is a number of processes from 1, got {options.jobs}")
+    base, source = Path(), "the command line"
+    content: object = {"scenes": {options.name: {}}}
+    if options.dataset is not None:
+        base, source = options.dataset.parent, str(options.dataset)
+        content = dataset_file.read(options.dataset)
+    if isinstance(content, dict):
+        content.update(_flags(options))
+        for change in options.set:
+            set_value(content, change)
+    dataset = dataset_file.parse(content, source)
+    work = TILES / f".{options.name}.unfinished"
+    report = preparation.write_dataset(
+        folder, work, dataset, find_scenes(dataset, base), jobs=options.jobs, command=command,
+        description=yaml.safe_dump(content, sort_keys=False),
+    )  # fmt: skip
+    print("\n".join(report.lines))
+    for warning in report.warnings:
+        console.warn(warning)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, object]:
+    """Return what the flags say, as a dataset file would."""
+    modalities: dict[str, object] = {}
+    for flags in (["optical", *(options.optical or [])], ["dem", *(options.dem or [])], *options.modality):
+        name, *files = flags
+        if not files:
+            continue
+        pairs = [file.partition("=") for file in files]
+        named = all(equals for _, equals, _ in pairs)
+        modalities[name] = {"files": {band: file for band, _, file in pairs} if named else files}
+    outlines: dict[str, object] = {}
+    for text in options.outlines:
+        name, equals, file = text.rpartition("=")
+        outlines[name if equals else "glacier"] = {"file": file}
+    given = {
+        "modalities": modalities,
+        "outlines": outlines,
+        "region": options.region,
+        "date": options.date,
+        "mask_from": options.mask_from,
+        "tile_size": options.tile_size,
+    }
+    return {key: value for key, value in given.items() if value}
+
+
+def _first_dataset_file(options: argparse.Namespace) -> None:
+    from data.discovery import first_dataset_file
+
+    path = options.init / "dataset.yaml" if options.init.is_dir() else options.init
+    if path.exists() and not options.overwrite:
+        raise UserError(f"{path} exists: correct it by hand, or replace it with --overwrite")
+    text = first_dataset_file(options.init, options.region)
+    with console.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+    name = options.init.resolve().name
+    print(f"wrote {path}: read it, correct it, then: {shlex.join(['python', 'prepare.py', 'scenes', name, str(path)])}")
 
 
 def _bands(folder: Path, options: argparse.Namespace, command: str) -> None:
@@ -267,6 +362,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthetic.add_argument("--seed", type=_seed, default=0, help="which scenes [%(default)s]")
 
+    scenes = commands.add_parser(
+        "scenes",
+        usage="prepare.py scenes [NAME] [DATASET.yaml] [options]",
+        help="satellite scenes on their grids, and outlines",
+        description=SCENES,
+        epilog=SCENES_NOTES,
+        formatter_class=raw,
+    )
+    scenes.add_argument("name", metavar="NAME", nargs="?", default="", help="of the dataset [that of DATASET.yaml]")
+    scenes.add_argument("dataset", metavar="DATASET.yaml", nargs="?", type=Path, help="scenes, outlines, grid, splits")
+    scenes.add_argument(
+        "--init", metavar="FOLDER", type=Path, help="write FOLDER/dataset.yaml from the files in FOLDER"
+    )
+    scenes.add_argument(
+        "--optical", metavar="FILE", nargs="+", help="reflectance: a file of all bands, or BAND=FILE[#NUMBER] …"
+    )
+    scenes.add_argument("--dem", metavar="FILE", nargs="+", help="elevation in metres; slope is derived")
+    scenes.add_argument(
+        "--modality",
+        metavar=("NAME", "FILE"),
+        nargs="+",
+        action="append",
+        default=[],
+        help="another modality and its files, e.g. --modality thermal st.tif; can be repeated",
+    )
+    scenes.add_argument(
+        "--outlines",
+        metavar="[CLASS=]FILE",
+        nargs="+",
+        default=[],
+        help="outlines of glaciers, and of further classes, e.g. rgi.gpkg debris=debris.gpkg water=lakes.gpkg",
+    )
+    scenes.add_argument("--mask-from", metavar="RULE", help="weak masks instead of outlines, e.g. 'ndsi > 0.4'")
+    scenes.add_argument("--region", default="", help="region code of scenes that name none, e.g. HMA")
+    scenes.add_argument("--date", metavar="YYYY-MM-DD", help="of scenes that name none")
+    scenes.add_argument("--tile-size", metavar="PIXELS", type=int, help="side of a tile [512]")
+    scenes.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key of the dataset file; repeatable"
+    )
+    scenes.add_argument("--jobs", metavar="N", type=int, default=1, help="processes [%(default)s]")
+
     pairs = commands.add_parser(
         "pairs",
         usage="prepare.py pairs NAME [options]",
@@ -392,7 +528,7 @@ def _parser() -> argparse.ArgumentParser:
             default="standardise",
             help="how values are scaled, fitted on the valid training pixels [%(default)s]",
         )
-    for command in (synthetic, pairs, bands):
+    for command in (synthetic, scenes, pairs, bands):
         command.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     return parser
 

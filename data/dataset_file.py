@@ -266,14 +266,14 @@ class SceneDescription:
     hidden: HiddenEntry | None
 
 
-def load(path: Path) -> DatasetFile:
-    """Read a dataset file.
+def read(path: Path) -> Any:
+    """Return what a dataset file holds, to be validated by `parse`.
 
     Raises:
-        UserError: If it can't be read, is not YAML, or has wrong keys; the message names every one.
+        UserError: If it can't be read or is not YAML.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such dataset file; `python prepare.py scenes --init FOLDER` writes a first one"
@@ -282,7 +282,6 @@ def load(path: Path) -> DatasetFile:
         raise UserError(f"{path}: can't be read ({error})") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
-    return parse(content, str(path))
 
 
 def parse(content: Any, source: str) -> DatasetFile:
@@ -292,7 +291,7 @@ def parse(content: Any, source: str) -> DatasetFile:
         UserError: Names every wrong key.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{source}: expected a mapping with `scenes` or `regions`, got {type(content).__name__}")
+        raise UserError(f"{source}: expected a mapping with `scenes` or `regions`, got a {type(content).__name__}")
     try:
         return DatasetFile.model_validate(copy.deepcopy(content))
     except ValidationError as error:
@@ -325,13 +324,17 @@ def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
     return found
 
 
-def class_names(dataset: DatasetFile, scenes: Sequence[SceneDescription]) -> list[str]:
+def class_names(dataset: DatasetFile, outlined: Sequence[str]) -> list[str]:
     """Return the classes' names, background first, then in the order in which later ones paint over earlier ones.
 
+    Args:
+        dataset: The dataset file.
+        outlined: The classes that its scenes have outlines of.
+
     Raises:
-        UserError: If `classes` of the dataset lacks a class that a scene has outlines of.
+        UserError: If `classes` of the dataset lacks one of these.
     """
-    named = list(dict.fromkeys(name for scene in scenes for name in scene.outlines))
+    named = list(dict.fromkeys(outlined))
     if dataset.classes is None:
         return ["background", *(named or ["glacier"])]
     missing = [name for name in named if name not in dataset.classes[1:]]
@@ -357,9 +360,9 @@ def _entries(
         folders = sorted(path for path in _glob(pattern, base) if path.is_dir())
         if not folders:
             raise UserError(f"scenes: no folder matches {pattern} in {base}")
-        yield from ((folder.name, str(folder), SceneEntry()) for folder in folders)
+        yield from ((folder.name, str(folder.absolute()), SceneEntry()) for folder in folders)
     else:
-        yield from ((name, str(base), entry or SceneEntry()) for name, entry in scenes.items())
+        yield from ((name, str(base.absolute()), entry or SceneEntry()) for name, entry in scenes.items())
 
 
 def _described(name: str, region: str, folder: str, blocks: Sequence[_Block]) -> SceneDescription:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress, replacing
-from data.dataset_file import NOT_GLACIER, DatasetFile, SceneDescription, SplitEntry
+from data.dataset_file import NOT_GLACIER, DatasetFile, SplitEntry
 from data.grids import describe_warp, tile_windows
 from data.masks import class_list
 from data.outlines import Outlines, date_warnings, rasterise, read_outlines
@@ -137,10 +137,10 @@ def write_dataset(
     work: Path,
     dataset: DatasetFile,
     scenes: Sequence[Scene],
-    descriptions: Sequence[SceneDescription],
     *,
     jobs: int = 1,
     command: str = "",
+    description: str = "",
 ) -> Report:
     """Write `folder/{train,val,test}.hdf5` of all scenes; return what the user should read.
 
@@ -149,15 +149,15 @@ def write_dataset(
         work: The working folder of unfinished tiles; gone when all is done, taken up again when it is there.
         dataset: The dataset file.
         scenes: Its scenes, of `find_scenes`.
-        descriptions: Its scenes as described.
         jobs: Processes.
         command: The command to note in the files.
+        description: The dataset file's text, to note in the files.
 
     Raises:
         UserError: If a file is wrong, no outlines meet a scene, or what is left can't be divided.
     """
     report = Report()
-    classes = _classes(dataset, descriptions)
+    classes = _classes(dataset, scenes)
     bands = {modality: source.bands for scene in scenes for modality, source in scene.sources.items()}
     settings = Settings(classes, bands, dataset.all_touched, dataset.ignore_buffer_m)
     prepared = [_job(scene, classes, dataset, report) for scene in scenes]
@@ -175,6 +175,7 @@ def write_dataset(
     splits = {split: [usable[index] for index in members] for split, members in divided.splits.items()}
     provenance = {
         "kind": "scenes",
+        "dataset_file": description,
         "scenes": {job.scene.name: _described(job) for job in prepared},
         "modalities": _modalities(scenes),
         "mask": _mask(prepared, settings),
@@ -197,11 +198,9 @@ def write_dataset(
 # -- what the tiles are prepared from ------------------------------------------------------------------------
 
 
-def _classes(dataset: DatasetFile, descriptions: Sequence[SceneDescription]) -> tuple[ClassInfo, ...]:
-    from data.dataset_file import class_names
-
-    names = class_names(dataset, descriptions)
-    entries = {key: entry for scene in descriptions for key, entry in scene.outlines.items()}
+def _classes(dataset: DatasetFile, scenes: Sequence[Scene]) -> tuple[ClassInfo, ...]:
+    entries = {layer.class_name: layer.entry for scene in scenes for layer in scene.outlines}
+    names = class_names(dataset, list(entries))
     glacier = [
         name
         for name in names[1:]

@@ -98,6 +98,7 @@ class OutlineLayer:
 
     class_name: str
     source: OutlineFile
+    entry: OutlineEntry
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _resolved(description: SceneDescription, base: Path) -> Scene:
         grid,
         sources,
         tuple(
-            OutlineLayer(name, _outline_file(entry, names, base, description.name))
+            OutlineLayer(name, _outline_file(entry, names, base, description.name), entry)
             for name, entry in description.outlines.items()
         ),
         Rule.parse(description.mask_from) if description.mask_from else None,
