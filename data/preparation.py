@@ -220,21 +220,24 @@ def _job(scene: Scene, classes: Sequence[ClassInfo], dataset: DatasetFile, repor
             if sentence := describe_warp(path, scene.grid, "continuous", source.entry.resampling):
                 report.lines.append(sentence)
     if scene.rule is not None:
-        rule = scene.rule.resolve(_samples(scene)) if scene.rule.needs_samples else scene.rule
+        rule = scene.rule if scene.rule.resolved else scene.rule.resolve(_samples(scene))
+        if not scene.rule.resolved:
+            report.lines.append(f"scene {scene.name}: {scene.rule} is {rule}, by Otsu's method")
         return Job(scene, (), rule)
     ids = {info.name: index for index, info in enumerate(classes)}
     layers: list[tuple[Outlines, int]] = []
+    margin_m = max(1000.0, dataset.ignore_buffer_m)
     for layer in scene.outlines:
-        outlines = read_outlines(layer.source, scene.grid, empty=len(scene.outlines) > 1)
+        outlines = read_outlines(layer.source, scene.grid, margin_m=margin_m, required=len(scene.outlines) == 1)
         layers.append((outlines, ids[layer.class_name]))
-        report.lines += outlines.sentences()
+        report.lines += _outline_lines(scene, layer, outlines)
         if scene.date is not None:
-            report.warnings += date_warnings(outlines, scene.date, dataset.max_years)
+            report.warnings += [
+                f"scene {scene.name}: {text}" for text in date_warnings(outlines, scene.date, dataset.max_years)
+            ]
     if not any(len(outlines.geometries) for outlines, _ in layers):
-        raise UserError(
-            f"scene {scene.name!r}: none of its outlines meets it ({', '.join(str(o.source.path) for o in scene.outlines)}"
-            "): give outlines of that place"
-        )
+        files = ", ".join(str(layer.source.path) for layer in scene.outlines)
+        raise UserError(f"scene {scene.name!r}: none of its outlines meets it ({files}): give outlines of that place")
     lacking = [info.name for info in classes[1:] if info.name not in {layer.class_name for layer in scene.outlines}]
     if lacking:
         report.warnings.append(
@@ -244,8 +247,24 @@ def _job(scene: Scene, classes: Sequence[ClassInfo], dataset: DatasetFile, repor
     return Job(scene, tuple(layers), None)
 
 
-def _samples(scene: Scene) -> tuple[NDArray[np.float32], list[str]]:
-    """Return valid pixels (N, 1, C) of a coarse copy of the scene, and the names of their bands."""
+def _outline_lines(scene: Scene, layer: OutlineLayer, outlines: Outlines) -> Iterator[str]:
+    found = outlines.report
+    yield (
+        f"scene {scene.name}: {found.kept} outlines of {layer.class_name} ({found.area_km2:.1f} km²), of {found.read} near "
+        f"it in {layer.source.path.name} ({found.crs})"
+    )
+    if found.repaired:
+        listed = ", ".join(
+            f"{one.id or 'without id'}: {one.why} ({one.area_change_km2:+.3f} km²)" for one in found.repaired[:5]
+        )
+        more = f" and {len(found.repaired) - 5} more" if len(found.repaired) > 5 else ""
+        yield f"  repaired {len(found.repaired)} invalid polygons: {listed}{more}"
+    if found.not_polygons or found.empty:
+        yield f"  left out {found.not_polygons} features that are no polygons and {found.empty} empty ones"
+
+
+def _samples(scene: Scene) -> dict[str, NDArray[np.float32]]:
+    """Return the pixels of a coarse copy of the scene by band."""
     grid = scene.grid
     step = max(1.0, max(grid.height, grid.width) / _SAMPLES)
     a, b, c, d, e, f = grid.transform
@@ -253,7 +272,7 @@ def _samples(scene: Scene) -> tuple[NDArray[np.float32], list[str]]:
     coarse = replace(grid, transform=(a * step, b * step, c, d * step, e * step, f), height=height, width=width)
     modalities = {name: read_source(source, coarse)[0] for name, source in scene.sources.items()}
     stacked, names = _stacked(modalities, scene)
-    return stacked.reshape(-1, 1, len(names)), names
+    return {name: stacked[..., channel].ravel() for channel, name in enumerate(names)}
 
 
 def _stacked(modalities: dict[str, NDArray[np.float32]], scene: Scene) -> tuple[NDArray[np.float32], list[str]]:
@@ -551,7 +570,8 @@ def _modalities(scenes: Sequence[Scene]) -> dict[str, dict[str, Any]]:
 def _mask(jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
     rules = {job.scene.name: str(job.rule) for job in jobs if job.rule is not None}
     if rules:
-        return {"kind": "weak", "rule": "; ".join(dict.fromkeys(rules.values())), "rules": rules}
+        asked = dict.fromkeys(str(job.scene.rule) for job in jobs if job.scene.rule is not None)
+        return {"kind": "weak", "rule": "; ".join(asked), "rules": rules}
     return {
         "kind": "outlines",
         "all_touched": settings.all_touched,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import glob
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.warp import transform_bounds
 
 from console import UserError
 from data import grids
@@ -37,6 +39,7 @@ from data.outlines import OutlineFile
 from data.sentinel2 import sentinel2
 from data.terrain import TERRAIN, read_terrain
 from data.weak_masks import Rule
+from data.windows import Window
 
 CLEAR_COUNT = "clear_count"
 """The band of a composite that counts the clear acquisitions of each pixel."""
@@ -546,19 +549,20 @@ def _union(paths: Sequence[Path]) -> Grid:
     first = grids.read_grid(paths[0])
     left, bottom, right, top = first.bounds
     for path in paths[1:]:
-        a, b, c, d = grids.bounds_in(grids.read_grid(path), first.crs)
+        other = grids.read_grid(path)
+        a, b, c, d = transform_bounds(other.crs, first.crs, *other.bounds)
         left, bottom, right, top = min(left, a), min(bottom, b), max(right, c), max(top, d)
     x, y = first.resolution
-    before = (round((first.bounds[0] - left) / x + 0.499), round((top - first.bounds[3]) / y + 0.499))
-    after = (round((right - first.bounds[2]) / x + 0.499), round((first.bounds[1] - bottom) / y + 0.499))
-    return first.window(_window(before, after, first))
+    before = _whole((top - first.bounds[3]) / y), _whole((first.bounds[0] - left) / x)  # rows, columns
+    after = _whole((first.bounds[1] - bottom) / y), _whole((right - first.bounds[2]) / x)
+    return first.window(
+        Window(-before[0], -before[1], first.height + before[0] + after[0], first.width + before[1] + after[1])
+    )
 
 
-def _window(before: tuple[int, int], after: tuple[int, int], grid: Grid) -> Any:
-    from data.windows import Window
-
-    columns, rows = before
-    return Window(-rows, -columns, grid.height + rows + after[1], grid.width + columns + after[0])
+def _whole(pixels: float) -> int:
+    """Round up; a thousandth of a pixel is rounding, not ground."""
+    return math.ceil(pixels - 1e-3)
 
 
 def _listed(files: str | list[str] | dict[str, str] | None) -> list[str]:
