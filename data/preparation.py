@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress, replacing
-from data.dataset_file import NOT_GLACIER, DatasetFile, SplitEntry
+from data.dataset_file import NOT_GLACIER, DatasetFile, SplitEntry, class_names
 from data.grids import describe_warp, tile_windows
 from data.masks import class_list
 from data.outlines import Outlines, date_warnings, rasterise, read_outlines
-from data.scenes import Scene, hidden, read_source
+from data.scenes import OutlineLayer, Scene, hidden, read_source
 from data.splits import Divided, Division, describe_separation, described, divide, keep_empty, separation
 from data.tiles import IGNORE, ClassInfo, TileContents, TileFile, TileInfo, TileWriter, write_splits
 from data.weak_masks import Rule
@@ -250,13 +250,12 @@ def _job(scene: Scene, classes: Sequence[ClassInfo], dataset: DatasetFile, repor
 def _outline_lines(scene: Scene, layer: OutlineLayer, outlines: Outlines) -> Iterator[str]:
     found = outlines.report
     yield (
-        f"scene {scene.name}: {found.kept} outlines of {layer.class_name} ({found.area_km2:.1f} km²), of {found.read} near "
-        f"it in {layer.source.path.name} ({found.crs})"
+        f"scene {scene.name}: {found.kept} outlines of {layer.class_name} ({found.area_km2:.1f} km²), of {found.read} "
+        f"near it in {layer.source.path.name} ({found.crs})"
     )
     if found.repaired:
-        listed = ", ".join(
-            f"{one.id or 'without id'}: {one.why} ({one.area_change_km2:+.3f} km²)" for one in found.repaired[:5]
-        )
+        told = (f"{one.id or 'without id'}: {one.why} ({one.area_change_km2:+.3f} km²)" for one in found.repaired[:5])
+        listed = ", ".join(told)
         more = f" and {len(found.repaired) - 5} more" if len(found.repaired) > 5 else ""
         yield f"  repaired {len(found.repaired)} invalid polygons: {listed}{more}"
     if found.not_polygons or found.empty:

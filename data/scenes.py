@@ -269,8 +269,8 @@ def _outline_file(entry: OutlineEntry, names: Mapping[str, str], base: Path, sce
     found = [path for _, path in _find(entry.file, names, base, f"scene {scene!r}: outlines")]
     if len(found) > 1:
         raise UserError(
-            f"scene {scene!r}: outlines: {entry.file} matches {len(found)} files ({found[0].name}, {found[1].name}, …); "
-            "name one of them"
+            f"scene {scene!r}: outlines: {entry.file} matches {len(found)} ({found[0].name}, {found[1].name}, …): "
+            "name one"
         )
     return OutlineFile(found[0], entry.layer, entry.where, entry.date_field, entry.date)
 
@@ -378,8 +378,8 @@ def _check_meaning(where: str, kind: Type, entry: ModalityEntry) -> None:
             raise UserError(f"{where}: `{key}` has no meaning for {kind}: it is for {', '.join(kinds)}")
     if kind == "sar" and entry.given is None:
         raise UserError(
-            f"{where}: say in what its backscatter is given, `given: linear` (power, sigma0) or `given: db`: it becomes "
-            "log10(sigma0 + 1e-6)"
+            f"{where}: say in what its backscatter is given, `given: linear` (power, sigma0) or `given: db`: it "
+            "becomes log10(sigma0 + 1e-6)"
         )
 
 
