@@ -287,13 +287,16 @@ def _describe_input(path: Path) -> list[str]:
     for modality in order:
         print(f"{modality}: {', '.join(bands[modality])}")
     if split:
-        if not (isinstance(split["val"], list) and (isinstance(split["test"], list) or split["test"] == 0)):
-            of = {"tiles": "images", "blocks": "blocks", "regions": "regions"}[split["by"]]
-            print(f"drawn with seed {split['seed']} from {split['groups']} groups: {of}, joined where images overlap")
+        tiles = split.get("of", "images")
+        if split["by"] == "polygons":
+            print(f"divided by the polygons of {split['polygons']['path']}")
+        elif not (isinstance(split["val"], list) and (isinstance(split["test"], list) or split["test"] == 0)):
+            of = tiles if split["by"] == "tiles" else split["by"]
+            print(f"drawn with seed {split['seed']} from {split['groups']} groups: {of}, joined where {tiles} overlap")
         if split["overlapping"]:
-            print(f"{split['overlapping']} images overlap others, which are in the same split")
+            print(f"{split['overlapping']} {tiles} overlap others, which are in the same split")
         if split["unplaced"]:
-            print(f"{split['unplaced']} images have no place: whether they overlap is not known")
+            print(f"{split['unplaced']} {tiles} have no place: whether they overlap is not known")
     return order
 
 

@@ -1,4 +1,4 @@
-"""Where tiles lie: on earth by their georeference, or in their scene by rows and columns; blocks, and overlaps.
+"""Where tiles lie: on earth by their georeference, or in their scene by rows and columns; blocks, overlaps, distances.
 
 A tile without georeference that was cut out of a scene may say where: the attributes `scene`, `scene_row` and
 `scene_column` (pixels from the scene's upper left corner).
@@ -13,9 +13,11 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
+from scipy.spatial import cKDTree
 
 from console import UserError
 from data.tiles import TileInfo
@@ -29,6 +31,9 @@ BLOCK_SIDES = 4.0
 """Side of a block, in sides of the largest tile, unless the user says otherwise."""
 
 _INSET = 0.01  # of a pixel: neighbours that share an edge do not overlap, whatever the rounding of their corners
+_TOUCHING = 0.05  # of a pixel: what is nearer than that touches
+_SEGMENTS = 16  # of an edge: straight in one CRS, it is curved in another
+_PAIRS_AT_ONCE = 4096
 
 
 def blocks(tiles: Sequence[TileInfo], block_m: float | None = None, sides: float = BLOCK_SIDES) -> list[Block]:
@@ -99,6 +104,149 @@ def overlaps(tiles: Sequence[TileInfo]) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
+class Footprints:
+    """The ground that tiles cover, wherever on earth and in whatever CRSs, and how far apart it lies.
+
+    Footprints are rings of vectors from the earth's centre (WGS 84), where there is no date line and no pole. The
+    tiles of a pair are compared in the azimuthal equidistant projection around the middle between them: distances are
+    right to 0.01 % where tiles are neighbours, and to 0.5 % across half the earth. Tiles nearer than a twentieth of a
+    pixel touch: their distance is 0, as that of tiles that overlap.
+
+    Attributes:
+        unplaced: Indices of the tiles without a place on earth; they are in no pair.
+    """
+
+    def __init__(self, tiles: Sequence[TileInfo]) -> None:
+        """Find where the tiles lie."""
+        outlines = {index: found for index, tile in enumerate(tiles) if (found := outline(tile)) is not None}
+        by_crs: dict[str, list[int]] = defaultdict(list)
+        for index, (crs, _) in outlines.items():
+            by_crs[crs].append(index)
+        self._rings = np.full((len(tiles), 4 * _SEGMENTS, 3), np.nan)
+        for crs, members in by_crs.items():
+            points = np.stack([outlines[index][1] for index in members])
+            try:
+                longitude, latitude = _transformer(crs, "EPSG:4326").transform(points[..., 0], points[..., 1])
+            except ProjError:
+                continue
+            self._rings[members] = _geocentric(longitude, latitude)
+        self._rings[~np.isfinite(self._rings).all(axis=(1, 2))] = np.nan
+        self._centres = self._rings.mean(axis=1)
+        self._radii = np.linalg.norm(self._rings - self._centres[:, None], axis=-1).max(axis=-1)
+        diagonals = np.array([math.hypot(tile.height, tile.width) for tile in tiles])
+        self._tolerances_m = _TOUCHING * 2 * self._radii / diagonals if tiles else self._radii
+        self.unplaced = [int(index) for index in np.flatnonzero(np.isnan(self._radii))]
+
+    def nearer(self, ones: Sequence[int], others: Sequence[int], distance_m: float) -> list[tuple[int, int, float]]:
+        """Return the pairs, one of `ones` and one of `others`, that touch or are nearer than `distance_m` metres.
+
+        A pair is (one, other, metres), sorted; 0 metres: the two touch or overlap.
+        """
+        first, second = self._placed(ones), self._placed(others)
+        if not (len(first) and len(second)):
+            return []
+        # No two footprints are nearer than their centres without the circles around them.
+        reach = distance_m + self._radii[first] + self._radii[second].max() + self._tolerances_m[first]
+        found = cKDTree(self._centres[second]).query_ball_point(self._centres[first], reach * (1 + 1e-6))
+        one = np.repeat(first, [len(members) for members in found])
+        other = second[np.concatenate([np.asarray(members, int) for members in found])]
+        apart = np.linalg.norm(self._centres[one] - self._centres[other], axis=-1)
+        slack = self._radii[one] + self._radii[other] + np.maximum(self._tolerances_m[one], self._tolerances_m[other])
+        likely = (apart <= (distance_m + slack) * (1 + 1e-6)) & (one != other)
+        one, other = one[likely], other[likely]
+        metres = self._distances_m(one, other)
+        near = (metres == 0) | (metres < distance_m)
+        return sorted(zip(one[near].tolist(), other[near].tolist(), metres[near].tolist(), strict=True))
+
+    def nearest(self, ones: Sequence[int], others: Sequence[int]) -> tuple[int, int, float] | None:
+        """Return the pair, one of `ones` and one of `others`, with the smallest distance; None if there is no pair."""
+        first, second = self._placed(ones), self._placed(others)
+        if not (len(first) and len(second)):
+            return None
+        apart, at = cKDTree(self._centres[second]).query(self._centres[first])
+        one, other = int(first[apart.argmin()]), int(second[at[apart.argmin()]])
+        metres = float(self._distances_m(np.array([one]), np.array([other]))[0])
+        pairs = [(one, other, metres), *self.nearer(ones, others, metres)]
+        return min(pairs, key=lambda pair: pair[2])
+
+    def _placed(self, indices: Sequence[int]) -> NDArray[np.intp]:
+        chosen = np.asarray(indices, np.intp)
+        return chosen[np.isfinite(self._radii[chosen])]
+
+    def _distances_m(self, ones: NDArray[np.intp], others: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the smallest distance of the footprints of each pair, (P,) metres, 0 where they touch."""
+        metres = np.empty(len(ones))
+        for start in range(0, len(ones), _PAIRS_AT_ONCE):
+            one, other = ones[start : start + _PAIRS_AT_ONCE], others[start : start + _PAIRS_AT_ONCE]
+            middle = self._centres[one] + self._centres[other]
+            length = np.linalg.norm(middle, axis=-1, keepdims=True)
+            up = np.where(length > 1.0, middle, self._centres[one]) / np.maximum(length, 1.0)
+            up /= np.linalg.norm(up, axis=-1, keepdims=True)
+            radius = (np.linalg.norm(self._centres[one], axis=-1) + np.linalg.norm(self._centres[other], axis=-1)) / 2
+            shapes = [
+                shapely.polygons(_equidistant(self._rings[members], up, radius[:, None])) for members in (one, other)
+            ]
+            apart = shapely.distance(*shapes)
+            tolerance = np.maximum(self._tolerances_m[one], self._tolerances_m[other])
+            metres[start : start + _PAIRS_AT_ONCE] = np.where(apart <= tolerance, 0.0, apart)
+        return metres
+
+
+def outline(tile: TileInfo) -> tuple[str, NDArray[np.float64]] | None:
+    """Return the CRS of a tile's place on earth and points along its edges there, in a circle from the upper left.
+
+    Edges have a point every sixteenth, so that they keep their shape in another CRS; (64, 2) in all. None without crs
+    and transform, or degrees (`xmin`, `xmax`, `ymin`, `ymax`).
+    """
+    steps = np.arange(_SEGMENTS) / _SEGMENTS
+    zeros, ones = np.zeros(_SEGMENTS), np.ones(_SEGMENTS)
+    across = np.concatenate([steps, ones, 1 - steps, zeros])
+    down = np.concatenate([zeros, steps, ones, 1 - steps])
+    if tile.crs and tile.transform:
+        pixels = np.stack([across * tile.width, down * tile.height], axis=-1)
+        return tile.crs, _on_grid(tile.transform, pixels)
+    try:
+        west, east, south, north = (float(tile.attributes[key]) for key in ("xmin", "xmax", "ymin", "ymax"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return "EPSG:4326", np.stack([west + across * (east - west), north - down * (north - south)], axis=-1)
+
+
+# -- distances -----------------------------------------------------------------------------------------------
+
+
+def _geocentric(longitude_deg: NDArray[np.float64], latitude_deg: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the vectors (…, 3) from the earth's centre to places on the WGS 84 ellipsoid, metres."""
+    equator_m, flattening = 6_378_137.0, 1 / 298.257223563
+    squared = flattening * (2 - flattening)  # first eccentricity
+    with np.errstate(invalid="ignore"):  # what has no place is infinite
+        longitude, latitude = np.radians(longitude_deg), np.radians(latitude_deg)
+        normal = equator_m / np.sqrt(1 - squared * np.sin(latitude) ** 2)
+        horizontal = normal * np.cos(latitude)
+        z = (1 - squared) * normal * np.sin(latitude)
+        return np.stack([horizontal * np.cos(longitude), horizontal * np.sin(longitude), z], axis=-1)
+
+
+def _equidistant(
+    rings: NDArray[np.float64], up: NDArray[np.float64], radius_m: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the rings (P, N, 3) in azimuthal equidistant projections (P, N, 2), metres, around the directions `up`.
+
+    The way to a point is the arc over its straight distance from the middle, on a sphere of `radius_m`; Snyder 1987,
+    doi:10.3133/pp1395, p. 191, has the projection.
+    """
+    # Any two horizontal axes do: only distances are wanted.
+    helper = np.where(np.abs(up[:, 2:]) < 0.9, (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+    first = np.cross(helper, up)
+    first /= np.linalg.norm(first, axis=-1, keepdims=True)
+    away = rings - (up * radius_m)[:, None]
+    plane = np.einsum("pnk,pak->pna", away, np.stack([first, np.cross(up, first)], axis=1))
+    straight = np.linalg.norm(away, axis=-1)
+    arc = 2 * radius_m * np.arcsin(np.minimum(straight / (2 * radius_m), 1.0))
+    length = np.linalg.norm(plane, axis=-1)
+    return np.asarray(plane * (arc / np.maximum(length, 1e-9))[..., None])
+
+
 # -- blocks --------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +312,7 @@ def _footprint(tile: TileInfo) -> tuple[tuple[str, ...], NDArray[np.float64]] | 
     low, right, bottom = _INSET, tile.width - _INSET, tile.height - _INSET
     pixels = np.array([(low, low), (right, low), (right, bottom), (low, bottom)])  # column, row
     if tile.transform is not None:
-        a, b, c, d, e, f = tile.transform
-        corners = pixels @ np.array([[a, d], [b, e]]) + (c, f)
+        corners = _on_grid(tile.transform, pixels)
         # Coordinates without a CRS compare within their region at most.
         return (("earth", tile.crs) if tile.crs else ("unknown CRS", tile.region)), corners
     in_scene = _place_in_scene(tile)
@@ -173,6 +320,14 @@ def _footprint(tile: TileInfo) -> tuple[tuple[str, ...], NDArray[np.float64]] | 
         return None
     scene, row, column = in_scene
     return ("scene", tile.region, scene), pixels + (column, row)
+
+
+def _on_grid(
+    transform: tuple[float, float, float, float, float, float], pixels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the coordinates (N, 2) of places (N, 2), column and row, on a tile's grid."""
+    a, b, c, d, e, f = transform
+    return np.asarray(pixels @ np.array([[a, d], [b, e]]) + (c, f))
 
 
 def _transformed(corners: dict[int, NDArray[np.float64]], source: str, target: str) -> dict[int, NDArray[np.float64]]:
