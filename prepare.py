@@ -177,7 +177,7 @@ def _scenes(folder: Path, options: argparse.Namespace, command: str) -> None:
     dataset = dataset_file.parse(content, source)
     work = TILES / f".{options.name}.unfinished"
     report = preparation.write_dataset(
-        folder, work, dataset, find_scenes(dataset, base), jobs=options.jobs, command=command,
+        folder, work, dataset, find_scenes(dataset, base), base=base, jobs=options.jobs, command=command,
         description=yaml.safe_dump(content, sort_keys=False),
     )  # fmt: skip
     print("\n".join(report.lines))

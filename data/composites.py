@@ -32,7 +32,7 @@ def periods(acquisitions: Iterable[Acquisition], period: Period) -> dict[str, li
     _check(ordered, dated=period != "all")
     groups: dict[str, list[Acquisition]] = {}
     for acquisition in ordered:
-        label = "all" if acquisition.date is None or period == "all" else _label(acquisition.date, period)
+        label = "all" if acquisition.date is None else label_of(acquisition.date, period)
         groups.setdefault(label, []).append(acquisition)
     return groups
 
@@ -97,7 +97,10 @@ def _check(acquisitions: Sequence[Acquisition], dated: bool) -> None:
                 )
 
 
-def _label(date: datetime.date, period: Period) -> str:
+def label_of(date: datetime.date, period: Period) -> str:
+    """Return the label of the period that a date lies in."""
+    if period == "all":
+        return "all"
     if period == "month":
         return f"{date:%Y-%m}"
     if period == "season":

@@ -137,7 +137,7 @@ class OutlineEntry(_Part):
 
 
 class PolygonsEntry(_Part):
-    """A polygon layer whose attribute `field` says train, val or test."""
+    """A polygon layer whose text field says train, val or test; see `data.split_polygons.PolygonLayer`."""
 
     file: str
     layer: str | None = None
@@ -145,29 +145,22 @@ class PolygonsEntry(_Part):
 
 
 class SplitEntry(_Part):
-    """Which tiles are for training, validation and test; see `data.splits.Division`.
+    """Which tiles are for training, validation and test: the fields of `data.splits.Division`.
 
-    `block_sides`: side of a block in sides of a tile; without it, the largest of 4, 3, 2 and 1 at which there are
-    blocks enough. `gap_m`: training tiles nearer to another split than this are left out.
+    `block_sides`: without it, the largest of 4, 3, 2 and 1 tile's sides at which there are blocks enough.
     """
 
     by: Literal["tiles", "blocks", "regions", "subregions", "polygons"] = "blocks"
-    val: Share | list[str] = 0.15
-    test: Share | list[str] = 0.15
+    val: Share = 0.15
+    test: Share = 0.15
+    val_regions: list[str] = []
+    test_regions: list[str] = []
+    val_subregions: list[str] = []
+    test_subregions: list[str] = []
     seed: Annotated[int, Field(ge=0)] = 42
     block_sides: Positive | None = None
     polygons: PolygonsEntry | None = None
     gap_m: NotNegative = 0.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> SplitEntry:
-        if (self.by == "polygons") != (self.polygons is not None):
-            raise ValueError("`by: polygons` and `polygons: {file, field}` go together")
-        if self.by not in ("regions", "subregions"):
-            for split, named in (("val", self.val), ("test", self.test)):
-                if isinstance(named, list):
-                    raise ValueError(f"{split} names {', '.join(named)}, which needs `by: regions` or `by: subregions`")
-        return self
 
 
 def _with_files(value: Any) -> Any:

@@ -181,8 +181,8 @@ def _entry(kind: str, paths: Sequence[Path], folder: Path, notes: list[str]) -> 
         notes.append(f"sar: taken to be {entry['given']}, from its values")
     if kind == "reflectance" and any(_is_integer(path) for path in paths):
         notes.append(
-            "optical: whole numbers, taken as they are; give `scale` and `offset` if these make reflectance of them, and "
-            "`nodata` if a value means nodata"
+            "optical: whole numbers, taken as they are; give `scale` and `offset` if these make reflectance of them, "
+            "and `nodata` if a value means nodata"
         )
     return entry
 

@@ -27,7 +27,8 @@ from data.grids import describe_warp, tile_windows
 from data.masks import class_list
 from data.outlines import Outlines, date_warnings, rasterise, read_outlines
 from data.scenes import OutlineLayer, Scene, hidden, read_source
-from data.splits import Divided, Division, describe_separation, described, divide, keep_empty, separation
+from data.split_polygons import PolygonLayer
+from data.splits import TILE_WORDS, Divided, Division, described, divide, keep_empty, left_out, separation
 from data.tiles import IGNORE, ClassInfo, TileContents, TileFile, TileInfo, TileWriter, write_splits
 from data.weak_masks import Rule
 from data.windows import Window
@@ -138,6 +139,7 @@ def write_dataset(
     dataset: DatasetFile,
     scenes: Sequence[Scene],
     *,
+    base: Path = Path(),
     jobs: int = 1,
     command: str = "",
     description: str = "",
@@ -149,6 +151,7 @@ def write_dataset(
         work: The working folder of unfinished tiles; gone when all is done, taken up again when it is there.
         dataset: The dataset file.
         scenes: Its scenes, of `find_scenes`.
+        base: The folder that the dataset file's paths are relative to.
         jobs: Processes.
         command: The command to note in the files.
         description: The dataset file's text, to note in the files.
@@ -171,15 +174,17 @@ def write_dataset(
 
     usable = _usable(tasks, outcomes, prepared, settings, dataset, report)
     infos = [_info(prepared[tasks[index][0]].scene, tasks[index][1]) for index in usable]
-    division, divided = _divided(infos, dataset.split, report)
+    division, divided = _divided(infos, dataset.split, base, report)
     splits = {split: [usable[index] for index in members] for split, members in divided.splits.items()}
+    apart = separation(infos, divided.splits)
+    report.lines += apart.lines()
     provenance = {
         "kind": "scenes",
         "dataset_file": description,
         "scenes": {job.scene.name: _described(job) for job in prepared},
         "modalities": _modalities(scenes),
         "mask": _mask(prepared, settings),
-        "split": described(division, divided) | {"separation": separation(infos, divided.splits).to_json()},
+        "split": described(division, divided) | {"separation": apart.lines()},
         "tile_size": dataset.tile_size,
     }
 
@@ -190,7 +195,6 @@ def write_dataset(
         folder, splits, read, classes, {key: list(names) for key, names in bands.items()}, provenance,
         dataset.statistics, command,
     )  # fmt: skip
-    report.lines += describe_separation(separation(infos, divided.splits))
     _account(report, outcomes)
     return report
 
@@ -454,7 +458,8 @@ def _usable(
         sum(count for count, info in zip(outcomes[index].counts, settings.classes, strict=True) if info.glacier)
         for index in seen
     ]
-    kept = [seen[place] for place in keep_empty(glacier, dataset.empty_tiles, dataset.split.seed)]
+    names = [f"{jobs[tasks[index][0]].scene.name} {tasks[index][1].top} {tasks[index][1].left}" for index in seen]
+    kept = [seen[place] for place in keep_empty(glacier, dataset.empty_tiles, dataset.split.seed, names)]
     if len(kept) < len(seen):
         report.lines.append(
             f"{len(seen) - len(kept)} of {len(seen)} tiles have no glacier and are left out (empty_tiles: "
@@ -476,39 +481,29 @@ def _info(scene: Scene, window: Window) -> TileInfo:
     )
 
 
-def _divided(infos: Sequence[TileInfo], split: SplitEntry, report: Report) -> tuple[Division, Divided]:
+def _divided(infos: Sequence[TileInfo], split: SplitEntry, base: Path, report: Report) -> tuple[Division, Divided]:
     """Divide the tiles; blocks without a size are the largest that leave enough of them to draw from."""
-    division = _division(split)
-    sides: list[float] = [division.block_sides]
-    if split.by == "blocks" and split.block_sides is None:
-        sides = [4.0, 3.0, 2.0, 1.0]
-    for side in sides:
+    given = split.model_dump(exclude={"polygons", "block_sides"})
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    polygons = split.polygons and PolygonLayer(base / split.polygons.file, split.polygons.layer, split.polygons.field)
+    division = Division(**given | lists, polygons=polygons, words=TILE_WORDS)
+    automatic = split.by == "blocks" and split.block_sides is None
+    for side in _BLOCK_SIDES if automatic else (split.block_sides or division.block_sides,):
         division = replace(division, block_sides=side)
         problems: list[str] = []
         divided = divide(infos, division, problems)
-        enough = split.by != "blocks" or divided.groups >= _FEWEST_BLOCKS or side == sides[-1]
-        if not problems and enough:
+        if not problems and (divided.groups >= _FEWEST_BLOCKS or not automatic):
             break
     if problems:
-        raise UserError("the tiles can't be divided:\n  " + "\n  ".join(problems))
+        raise UserError("\n  ".join(["the tiles can't be divided:", *problems]))
     if split.by == "blocks":
         report.lines.append(f"divided by blocks of {division.block_sides:g} × {division.block_sides:g} tiles")
+    report.lines += left_out(infos, division, divided)
     return division, divided
 
 
+_BLOCK_SIDES = (4.0, 3.0, 2.0, 1.0)
 _FEWEST_BLOCKS = 12
-
-
-def _division(split: SplitEntry) -> Division:
-    shares = {
-        key: value if isinstance(value, float) else 0.0 for key, value in (("val", split.val), ("test", split.test))
-    }
-    named = {
-        f"{key}_{split.by}": tuple(value)
-        for key, value in (("val", split.val), ("test", split.test))
-        if isinstance(value, list)
-    }
-    return Division(by=split.by, seed=split.seed, gap_m=split.gap_m, **shares, **named)
 
 
 # -- what is written down ------------------------------------------------------------------------------------

@@ -333,10 +333,13 @@ def _source(
             raise UserError(f"{where}: files of {kind} are products' folders or their files, without names of bands")
         paths = [path for pattern in _listed(files) for _, path in _find(pattern, names, base, where)]
         wanted = tuple(entry.bands or (("thermal",) if modality == "thermal" else _OPTICAL))
-        hides = None if entry.hides is None else tuple(entry.hides)
-        find = sentinel2 if kind == "sentinel-2" else landsat
-        acquisitions = find(paths, wanted, scale=entry.scale, offset=entry.offset, hides=hides)
-        return _finished(Source(modality, kind, wanted, entry, tuple(acquisitions), required=required))
+        if isinstance(entry.scale, list) or isinstance(entry.offset, list):
+            raise UserError(f"{where}: `scale` and `offset` of {kind} are one number each, received a list")
+        hiding = {} if entry.hides is None else {"hiding": tuple(entry.hides)}
+        find: Any = sentinel2 if kind == "sentinel-2" else landsat
+        acquisitions = find(paths, wanted, scale=entry.scale, offset=entry.offset, **hiding)
+        bands = tuple(acquisitions[0].bands)
+        return _finished(Source(modality, kind, bands, entry, tuple(acquisitions), required=required))
     by_date = _rasters(entry, names, base, where)
     if kind == "dem":
         bands = tuple(entry.bands or ("elevation", "slope"))
