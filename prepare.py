@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 from pathlib import Path
 
 import console
@@ -131,6 +132,8 @@ def main(arguments: list[str]) -> None:
         {"synthetic": _synthetic, "scenes": _scenes, "pairs": _pairs, "bands": _bands}[options.command](
             folder, options, command
         )
+    if options.command == "scenes":
+        shutil.rmtree(_unfinished(options.name))  # only now: a full disk at the last step loses no tile
     dataset = find_dataset(options.name, TILES)
     _summarise(dataset.splits)
     next_command = ["python", "train.py", "-m", "glavitu", "--data", options.name]
@@ -175,7 +178,7 @@ def _scenes(folder: Path, options: argparse.Namespace, command: str) -> None:
         for change in options.set:
             set_value(content, change)
     dataset = dataset_file.parse(content, source)
-    work = TILES / f".{options.name}.unfinished"
+    work = _unfinished(options.name)
     report = preparation.write_dataset(
         folder, work, dataset, find_scenes(dataset, base), base=base, jobs=options.jobs, command=command,
         description=yaml.safe_dump(content, sort_keys=False),
@@ -183,6 +186,11 @@ def _scenes(folder: Path, options: argparse.Namespace, command: str) -> None:
     print("\n".join(report.lines))
     for warning in report.warnings:
         console.warn(warning)
+
+
+def _unfinished(name: str) -> Path:
+    """Return the working folder of a dataset's tiles."""
+    return TILES / f".{name}.unfinished"
 
 
 def _flags(options: argparse.Namespace) -> dict[str, object]:

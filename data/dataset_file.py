@@ -307,10 +307,10 @@ def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
         for name, folder, scene in _entries(entry.scenes, base, {"region": region}):
             found.append(_described(name, region, folder, [dataset, entry, scene]))
     for name, folder, scene in _entries(dataset.scenes, base, {}):
-        region = (scene.region if isinstance(scene, SceneEntry) else None) or dataset.region
-        if not region:
+        owner = scene.region or dataset.region
+        if not owner:
             raise UserError(f"scene {name!r} has no region: give it `region: HMA`, or list it under `regions`")
-        found.append(_described(name, region, folder, [dataset, scene]))
+        found.append(_described(name, owner, folder, [dataset, scene]))
     names = [scene.name for scene in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scenes are called {twice[0]!r}: tiles are named after their scene, rename one")

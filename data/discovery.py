@@ -129,14 +129,14 @@ def _scene(place: Path, found: _Found, folder: Path, notes: list[str]) -> dict[s
     """Return a scene's entry."""
     scene: dict[str, Any] = {}
     modalities: dict[str, Any] = {}
-    for kind, paths in found.products.items():
+    for kind, members in found.products.items():
         if kind == "sentinel-2":
-            patterns = sorted(str(path.relative_to(folder)) for path in paths if path.suffix.upper() == ".SAFE")
-            patterns += [str((place / "*").relative_to(folder))] if any(p.is_file() for p in paths) else []
+            patterns = sorted(str(path.relative_to(folder)) for path in members if path.suffix.upper() == ".SAFE")
+            patterns += [str((place / "*").relative_to(folder))] if any(p.is_file() for p in members) else []
         else:
             patterns = [str((place / "L*").relative_to(folder))]
         modalities["optical"] = {"type": kind, "files": patterns if len(patterns) > 1 else patterns[0]}
-        if kind == "landsat" and any(re.search(r"_(ST_)?B(6|10)\b|_B6_VCID", path.stem, re.I) for path in paths):
+        if kind == "landsat" and any(re.search(r"_(ST_)?B(6|10)\b|_B6_VCID", path.stem, re.I) for path in members):
             modalities["thermal"] = {"type": "landsat", "files": patterns[0]}
         notes.append(
             f"{place.name}: several dates of {kind} need `composite: {{period: month, method: median}}` under `optical`"
@@ -164,11 +164,13 @@ def _entry(kind: str, paths: Sequence[Path], folder: Path, notes: list[str]) -> 
     entry: dict[str, Any] = {}
     flat = [name for bands in names.values() for name in bands]
     if len(paths) > 1 and len(set(flat)) == len(flat):
-        entry["files"] = {
+        places = {
             name: f"{relative[path]}#{number}" if len(bands) > 1 else relative[path]
             for path, bands in names.items()
             for number, name in enumerate(bands, 1)
         }
+        known = [name for name in _BAND_WORDS if name in places]
+        entry["files"] = {name: places[name] for name in dict.fromkeys([*known, *places])}
     else:
         entry["files"] = list(relative.values()) if len(paths) > 1 else relative[paths[0]]
         entry["bands"] = names[paths[0]]

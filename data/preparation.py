@@ -392,14 +392,15 @@ def _note(work: Path, index: int) -> Path:
 
 def _read_note(path: Path) -> Outcome:
     stored = json.loads(path.read_text())
-    return Outcome(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+    counts, absent = tuple(stored["counts"]), tuple(stored["absent"])
+    return Outcome(stored["valid"], counts, stored["hidden"], absent, stored["seconds"])
 
 
 def _read_shard(path: Path, settings: Settings) -> TileContents:
     with TileFile(path) as file:
         (name,) = file.names
         info = file.info(name)
-        present = file.present(name)
+        present = tuple(file.modalities)
         attributes = {
             key: value
             for key, value in info.attributes.items()
@@ -483,10 +484,12 @@ def _info(scene: Scene, window: Window) -> TileInfo:
 
 def _divided(infos: Sequence[TileInfo], split: SplitEntry, base: Path, report: Report) -> tuple[Division, Divided]:
     """Divide the tiles; blocks without a size are the largest that leave enough of them to draw from."""
-    given = split.model_dump(exclude={"polygons", "block_sides"})
-    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
-    polygons = split.polygons and PolygonLayer(base / split.polygons.file, split.polygons.layer, split.polygons.field)
-    division = Division(**given | lists, polygons=polygons, words=TILE_WORDS)
+    given: dict[str, Any] = split.model_dump(exclude={"polygons", "block_sides"})
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    if split.polygons is not None:
+        entry = split.polygons
+        given["polygons"] = PolygonLayer(base / entry.file, entry.layer, entry.field)
+    division = Division(**given, words=TILE_WORDS)
     automatic = split.by == "blocks" and split.block_sides is None
     for side in _BLOCK_SIDES if automatic else (split.block_sides or division.block_sides,):
         division = replace(division, block_sides=side)
@@ -533,7 +536,7 @@ def _described(job: Job) -> dict[str, Any]:
             if source.acquisitions
         },
         "outlines": {
-            layer.class_name: outlines.to_json()
+            layer.class_name: outlines.report.to_json()
             for layer, (outlines, _) in zip(scene.outlines, job.layers, strict=False)
         },
         "rule": str(job.rule) if job.rule else None,
@@ -556,8 +559,8 @@ def _modalities(scenes: Sequence[Scene]) -> dict[str, dict[str, Any]]:
             }
             former = found.setdefault(modality, entry)
             for key in ("unit", "level", "sensor"):
-                if entry[key] and entry[key] not in former[key].split(", "):
-                    former[key] = ", ".join(filter(None, [former[key], entry[key]]))
+                texts = [str(former[key]), str(entry[key])]
+                former[key] = ", ".join(dict.fromkeys(filter(None, ", ".join(texts).split(", "))))
     return found
 
 

@@ -177,7 +177,7 @@ def read_source(source: Source, target: Grid) -> tuple[NDArray[np.float32], NDAr
         values = np.concatenate([values, count[..., None].astype(np.float32)], axis=-1)
         # A count of 0 is a value; it must not make a pixel valid that no acquisition saw.
         values[count == 0] = np.nan
-    return values, np.isfinite(values).any(axis=-1)
+    return values, np.asarray(np.isfinite(values).any(axis=-1))
 
 
 def hidden(scene: Scene, target: Grid) -> NDArray[np.bool_]:
@@ -511,7 +511,7 @@ def _find(pattern: str, names: Mapping[str, str], base: Path, where: str) -> lis
     text = str(Path(filled(pattern, names)).expanduser())
     paths = sorted(glob.glob(text.replace("{date}", "*"), root_dir=base, recursive=True))
     if "{date}" not in text:
-        found = [(None, base / path) for path in paths]
+        found: list[tuple[datetime.date | None, Path]] = [(None, base / path) for path in paths]
     else:
         parts = (
             _GLOB.get(part) or (r"(\d{4}-?\d{2}-?\d{2})" if part == "{date}" else re.escape(part))
