@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from console import UserError
 from data.grids import Grid, Smooth, read
-from data.rasters import told
+from data.rasters import told, unreadable
 
 TOA = "top-of-atmosphere reflectance"
 SURFACE = "surface reflectance"
@@ -354,10 +355,12 @@ def described(bands: Mapping[str, BandFile]) -> dict[str, dict[str, float]]:
 
 def _count(path: Path) -> int:
     try:
-        with rasterio.open(path) as dataset:
-            return int(dataset.count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error as soon as it is read on a grid
+            with rasterio.open(path) as dataset:
+                return int(dataset.count)
     except (RasterioError, OSError) as error:
-        raise UserError(f"{path}: can't be read, it may be missing, truncated or damaged ({error})") from error
+        raise unreadable(path, error) from error
 
 
 def _tag(hidden: Hidden) -> float | None:

@@ -112,10 +112,9 @@ def _median(
     reads: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]],
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     stack = np.stack([np.where(clear[..., None], values, np.float32(np.nan)) for values, clear in reads])
-    count = np.isfinite(stack).any(axis=-1).sum(axis=0).astype(np.uint16)
-    stack[~np.isfinite(stack)] = np.nan
+    count = (~np.isnan(stack)).any(axis=-1).sum(axis=0).astype(np.uint16)
     stack.sort(axis=0)  # NaN comes last; many times as fast as numpy.nanmedian
-    known = np.isfinite(stack).sum(axis=0)[None]
+    known = (~np.isnan(stack)).sum(axis=0)[None]
     low, high = (
         np.take_along_axis(stack, index, 0)[0]
         for index in (np.maximum(known - 1, 0) // 2, np.minimum(known // 2, len(stack) - 1))
@@ -128,7 +127,7 @@ def _latest(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     result: NDArray[np.float32] | None = None
     for values, clear in reads:
-        bands = np.where(clear, np.isfinite(values).sum(axis=-1), 0)
+        bands = np.where(clear, (~np.isnan(values)).sum(axis=-1), 0)
         if result is None:
             result = np.full(values.shape, np.nan, np.float32)
             held = np.zeros(clear.shape, bands.dtype)
@@ -136,7 +135,7 @@ def _latest(
         elif values.shape != result.shape:
             raise ValueError(f"shapes {result.shape} and {values.shape} differ")
         better = (bands > 0) & (bands >= held)
-        result[better] = np.where(np.isfinite(values), values, np.float32(np.nan))[better]
+        result[better] = values[better]
         held = np.where(better, bands, held)
         count += bands > 0
     if result is None:

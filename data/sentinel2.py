@@ -154,13 +154,14 @@ def sentinel2(
     if not bands or len(set(wanted.values())) < len(bands):
         raise UserError(f"Sentinel-2 bands {', '.join(bands) or 'none'}: expected every band once")
     paths = list(paths)
-    products = [(product, _level(product) or level) for product in _products(files_in(paths))]
+    found = _products(files_in(paths))
+    products = [(product, _level(product, found) or level) for product in found]
     classifications = dict(_classifications(product for product, _ in products))
     products = [
-        (product, found)
-        for product, found in products
+        (product, its_level)
+        for product, its_level in products
         # Nothing but a scene classification is a mask of another product, not one with all bands missing.
-        if set(product.files) != {"SCL"} and (level is None or found == level)
+        if set(product.files) != {"SCL"} and (level is None or its_level == level)
     ]
     if not products:
         raise UserError(
@@ -245,8 +246,8 @@ def _key(match: re.Match[str]) -> tuple[str, str]:
     return match["tile"], match["time"]
 
 
-def _level(product: _Product) -> str | None:
-    """Return what the product's name, its metadata or its files say of its level."""
+def _level(product: _Product, products: Sequence[_Product]) -> str | None:
+    """Return what the product's name, its files or its metadata say of its level."""
     if product.name is not None:
         return product.name["level"]
     if any(metres for files in product.files.values() for metres, _ in files) or "SCL" in product.files:
@@ -254,22 +255,23 @@ def _level(product: _Product) -> str | None:
     found = [match for word in product.words if (match := _LEVEL.search(word))]
     if found:
         return found[0][1]
-    metadata = _metadata(product)
-    return metadata[1] if metadata else None
+    if any((product.root, product.prefix) == (other.root, other.prefix) for other in products if other is not product):
+        return "L1C"  # the other's names have resolutions
+    levels = {level for _, level in _metadata(product)}
+    return levels.pop() if len(levels) == 1 else None
 
 
-def _metadata(product: _Product, level: str | None = None) -> tuple[Path, str] | None:
-    """Return the product's metadata file and its level: the nearest that is not another product's."""
+def _metadata(product: _Product) -> Iterator[tuple[Path, str]]:
+    """Yield the metadata files that may be the product's, with their level, the nearest first."""
     above = product.root.parents[:3] if product.root.name == "IMG_DATA" else ()  # granule, GRANULE, the .SAFE itself
     for folder in (product.root, *above):
         for path in sorted(_siblings(folder)):
             match = _METADATA.fullmatch(path.name)
-            if match is None or level not in (None, match["level"]):
+            if match is None:
                 continue
             uri = _PRODUCT.search(_text(_tree(path), "PRODUCT_URI") or "")
             if uri is None or product.is_of(uri):
-                return path, match["level"]
-    return None
+                yield path, match["level"]
 
 
 def _tree(path: Path) -> ElementTree.Element:
@@ -338,13 +340,13 @@ def _acquisition(
             f"{product.label}: no file of the bands {', '.join(missing)} among {', '.join(sorted(product.files))} in "
             f"{product.root}"
         )
-    found = _metadata(product, level)
-    metadata = None if found is None else _tree(found[0])
+    path = next((path for path, its_level in _metadata(product) if its_level == level), None)
+    metadata = None if path is None else _tree(path)
     if given is not None:
         conversions = dict.fromkeys(wanted.values(), given)
         facts: dict[str, Any] = {"scale_from": "given"}
-    elif found is not None and metadata is not None:
-        conversions, facts = _from_metadata(found[0], metadata, level, tuple(wanted.values()))
+    elif path is not None and metadata is not None:
+        conversions, facts = _from_metadata(path, metadata, level, tuple(wanted.values()))
     else:
         conversions, facts = _from_name(product, tuple(wanted.values()))
     bands = {name: BandFile(_finest(product, band), 1, conversions[band], NODATA) for name, band in wanted.items()}

@@ -92,7 +92,8 @@ def product(tmp_path: Path, write_raster: Write) -> Write:
     def write(name: str, metadata: str = "txt", dn: NDArray[Any] = DN, qa: NDArray[Any] | None = None) -> Path:
         folder = tmp_path / name
         for part in PARTS[name]:
-            write_raster(folder / f"{name}_{part}.TIF", dn, nodata=0)
+            # Level 1 need not tag its fill.
+            write_raster(folder / f"{name}_{part}.TIF", dn, nodata=0 if "L2SP" in name else None)
         if qa is not None:
             write_raster(folder / f"{name}_QA_PIXEL.TIF", qa.astype(np.uint16), nodata=1)
         if metadata == "txt":

@@ -184,17 +184,17 @@ def test_the_finest_resolution_of_a_band_is_read(safe: Write, tmp_path: Path, wr
     ("hiding", "expected"),
     [
         # 0 no data, 1 saturated, 2 dark, 3 shadow, 4-5 land, 6 water, 7 unclassified, 8-9 cloud, 10 cirrus, 11 snow
-        ((0, 1, 3, 8, 9, 10), [2, 4, 5, 6, 7, 11]),
+        (None, [2, 4, 5, 6, 7, 11]),
         ((0, 1), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
     ],
 )
 def test_the_scene_classification_hides_the_ground(
-    safe: Write, tmp_path: Path, write_raster: Write, hiding: tuple[int, ...], expected: list[int]
+    safe: Write, tmp_path: Path, write_raster: Write, hiding: tuple[int, ...] | None, expected: list[int]
 ) -> None:
     folder = safe(OLD_L2A, dn=np.full((3, 4), 2000, np.uint16))
     classes = np.arange(12, dtype=np.uint8).reshape(3, 4)
     write_raster(band_file(tmp_path, OLD_L2A, "SCL", 20), classes, transform=(10.0, 0.0, 5e5, 0.0, -10.0, 3.1e6))
-    (acquisition,) = sentinel2([folder], hiding=hiding)
+    (acquisition,) = sentinel2([folder]) if hiding is None else sentinel2([folder], hiding=hiding)
     values, clear = read_acquisition(acquisition, read_grid(acquisition.bands["blue"].path))
     assert classes[clear].tolist() == expected
     assert np.isfinite(values[..., 0]).all(), "values under clouds are the caller's to judge"
@@ -219,6 +219,21 @@ def test_mixed_files_are_grouped_by_product(safe: Write, tmp_path: Path) -> None
         found = sentinel2(paths)
         assert [acquisition.name for acquisition in found] == [OLD_L1C, OLD_L2A, NEW_L1C]
         assert [acquisition.described["baseline"] for acquisition in found] == ["02.08", "02.13", "04.00"]
+
+
+def test_both_levels_of_a_granule_in_one_folder_are_two_products(tmp_path: Path, write_raster: Write) -> None:
+    for level, offset in (("L1C", -1000), ("L2A", -2000)):
+        product = NEW_L1C.replace("L1C", level)
+        for band, metres in BANDS.items():
+            ending = f"_{metres}m" if level == "L2A" else ""
+            write_raster(tmp_path / f"{granule(product)}_{band}{ending}.tif", DN)
+        (tmp_path / f"MTD_MSI{level}.xml").write_text(metadata(product, dict.fromkeys(range(13), offset)))
+    assert [acquisition.level for acquisition in sentinel2([tmp_path])] == ["L1C", "L2A"]
+    for level, offset in (("L1C", 1000), ("L2A", 2000)):
+        (acquisition,) = sentinel2([tmp_path], level=level)  # type: ignore[arg-type]
+        assert_allclose(blue(acquisition), (DN.astype(float) - offset) / 10000, atol=1e-6)
+    with pytest.raises(UserError, match="give the level"):  # one alone, and metadata of both beside it
+        sentinel2(tmp_path.glob("*_B??.tif"))
 
 
 def test_metadata_of_another_product_in_the_folder_are_not_used(tmp_path: Path, write_raster: Write) -> None:
