@@ -113,7 +113,7 @@ def _median(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     stack = np.stack([np.where(clear[..., None], values, np.float32(np.nan)) for values, clear in reads])
     count = (~np.isnan(stack)).any(axis=-1).sum(axis=0).astype(np.uint16)
-    stack.sort(axis=0)  # NaN comes last; many times as fast as numpy.nanmedian
+    stack.sort(axis=0)  # NaN comes last; three times as fast as numpy.nanmedian
     known = (~np.isnan(stack)).sum(axis=0)[None]
     low, high = (
         np.take_along_axis(stack, index, 0)[0]
