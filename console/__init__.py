@@ -23,6 +23,8 @@ _WRITE_ERRORS = {
     errno.EDQUOT: "your disk quota is used up: free some space, or write to another disk",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "permission denied: choose a folder that you may write to",
+    errno.ENOTDIR: "a file is where a folder is needed: move it away, or write elsewhere",
+    errno.EEXIST: "a file is where a folder is needed: move it away, or write elsewhere",
     errno.EROFS: "the file system is read-only: choose a folder that you may write to",
 }
 

@@ -92,10 +92,11 @@ class ModalityEntry(_Part):
     - `bands`: names, in order. Of a DEM: of elevation, slope, aspect_sin, aspect_cos, curvature.
     - `scale`, `offset`: value · scale + offset, one number or one a band; `nodata`: values that mean nodata.
     - `given`: in what backscatter comes, `linear` (power, sigma0) or `db`.
-    - `unit`, `level`: what is recorded of them, where the product does not say.
+    - `unit`, `level`: what is recorded of them. Of products, `level` is the only one to take where there are several:
+      L1C or L2A; L1 or L2 of Landsat.
     - `resampling`: between pixels, `bilinear` or `cubic`.
     - `required`: whether a pixel without it is invalid (default: that of the grid's modality alone).
-    - `hides`: of Landsat bits of QA_PIXEL, of Sentinel-2 classes of SCL that hide the ground, instead of the usual.
+    - `hiding`: of Landsat bits of QA_PIXEL, of Sentinel-2 classes of SCL that hide the ground, instead of the usual.
     - `composite`: how acquisitions of several dates become one.
     """
 
@@ -110,7 +111,7 @@ class ModalityEntry(_Part):
     level: str | None = None
     resampling: Literal["bilinear", "cubic"] = "bilinear"
     required: bool | None = None
-    hides: list[int] | None = None
+    hiding: list[int] | None = None
     composite: Composite | None = None
 
     @field_validator("bands")

@@ -182,6 +182,7 @@ def write_dataset(
         "kind": "scenes",
         "dataset_file": description,
         "scenes": {job.scene.name: _described(job) for job in prepared},
+        "bands": bands,
         "modalities": _modalities(scenes),
         "mask": _mask(prepared, settings),
         "split": described(division, divided) | {"separation": apart.lines()},

@@ -53,6 +53,7 @@ _UNITS: dict[Type, str] = {
     "thermal": "K",
     "bands": "",
 }
+_LANDSAT_LEVELS = {"L1": 1, "L2": 2}
 _DATE = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})")
 
 
@@ -92,7 +93,7 @@ class Source:
     @property
     def level(self) -> str:
         """How far the values were processed before; empty where unknown."""
-        return self.entry.level or ", ".join(dict.fromkeys(one.level for one in self.acquisitions if one.level))
+        return ", ".join(dict.fromkeys(one.level for one in self.acquisitions if one.level)) or self.entry.level or ""
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,17 @@ def _source(
         wanted = tuple(entry.bands or (("thermal",) if modality == "thermal" else _OPTICAL))
         if isinstance(entry.scale, list) or isinstance(entry.offset, list):
             raise UserError(f"{where}: `scale` and `offset` of {kind} are one number each, received a list")
-        hiding = {} if entry.hides is None else {"hiding": tuple(entry.hides)}
-        find: Any = sentinel2 if kind == "sentinel-2" else landsat
-        acquisitions = find(paths, wanted, scale=entry.scale, offset=entry.offset, **hiding)
+        more: dict[str, Any] = {} if entry.hiding is None else {"hiding": tuple(entry.hiding)}
+        find: Any = landsat
+        if kind == "sentinel-2":
+            find, more["level"] = sentinel2, entry.level
+        elif entry.level is not None:
+            if entry.level not in _LANDSAT_LEVELS:
+                raise UserError(
+                    f"{where}: `level` of landsat is {' or '.join(_LANDSAT_LEVELS)}; received {entry.level!r}"
+                )
+            more["level"] = _LANDSAT_LEVELS[entry.level]
+        acquisitions = find(paths, wanted, scale=entry.scale, offset=entry.offset, **more)
         bands = tuple(acquisitions[0].bands)
         return _finished(Source(modality, kind, bands, entry, tuple(acquisitions), required=required))
     by_date = _rasters(entry, names, base, where)
@@ -367,7 +376,7 @@ def _finished(source: Source) -> Source:
 
 _MEANS: dict[str, tuple[Type, ...]] = {
     "given": ("sar",),
-    "hides": ("sentinel-2", "landsat"),
+    "hiding": ("sentinel-2", "landsat"),
     "scale": ("sentinel-2", "landsat", "reflectance", "coherence", "thermal", "bands"),
     "offset": ("sentinel-2", "landsat", "reflectance", "coherence", "thermal", "bands"),
     "composite": ("sentinel-2", "landsat", "reflectance", "sar", "coherence", "thermal", "bands"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from typing import Any, Self, TypeVar
 
 import h5py
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from console import UserError, progress
@@ -764,7 +766,8 @@ def replacing_dataset(folder: Path, *, overwrite: bool = False) -> Iterator[Path
                 f"{folder} is not replaced: beside tile files it holds {_quoted(sorted(others))}; move that away"
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _remove_orphans(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-{os.getpid()}-", dir=folder.parent))
     try:
         written, former = temporary / "written", temporary / "former"
         written.mkdir()
@@ -779,6 +782,15 @@ def replacing_dataset(folder: Path, *, overwrite: bool = False) -> Iterator[Path
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Delete the temporary folders that processes left which were killed while they were writing `folder`."""
+    name = re.compile(rf"\.{re.escape(folder.name)}-(\d+)-\w+")
+    for sibling in folder.parent.glob(".*"):
+        match = name.fullmatch(sibling.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
 
 
 def select(file: TileFile, regions: Sequence[str] | None = None) -> list[str]:
