@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,20 @@ def write_tiles() -> WriteTiles:
         return path
 
     return write
+
+
+@pytest.fixture
+def weaken() -> Callable[..., str]:
+    """Make the masks of tile files weak, as their provenance says: `weaken(path, …)`; return the rule."""
+
+    def mark(*paths: Path) -> str:
+        for path in paths:
+            with h5py.File(path, "a") as file:
+                described = {"mask": {"kind": "weak", "rule": "ndsi > 0.4", "threshold": 0.4}}
+                file.attrs["provenance"] = json.dumps(described)
+        return "ndsi > 0.4"
+
+    return mark
 
 
 @pytest.fixture
