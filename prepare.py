@@ -535,9 +535,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--statistics",
-            choices=("standardise", "minmax"),
+            choices=("standardise", "minmax", "robust-standardise", "robust-minmax", "published"),
             default="standardise",
-            help="how values are scaled, fitted on the valid training pixels [%(default)s]",
+            help="how values are scaled: by mean and deviation, or minimum and maximum, of the valid training pixels; "
+            "robust against outliers by median and quartiles, or percentiles 0.5 and 99.5; or by the minima and maxima "
+            "of the published datasets, for modalities and bands that are called as there [%(default)s]",
         )
     for command in (synthetic, scenes, pairs, bands):
         command.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")

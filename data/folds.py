@@ -129,7 +129,8 @@ def write_fold(tiles: Sequence[Tile], held_out: Sequence[Tile], folder: Path, te
             (tile.file.read(tile.info.name, list(statistics.shift)), tile.file.valid(tile.info.name))
             for tile in splits["train"]
         )
-        own = fit(samples, statistics.method, f"valid pixels of the {len(splits['train'])} training tiles of a fold")
+        fitted_on = f"valid pixels of the {len(splits['train'])} training tiles of a fold"
+        own = fit(samples, statistics.method, fitted_on, tiles[0].file.bands)
         attributes["statistics"] = json.dumps(own.to_json())
     paths = {}
     for name, members in splits.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +15,31 @@ from numpy.typing import NDArray
 
 from console import UserError
 
-Method = Literal["standardise", "minmax"]
+Method = Literal["standardise", "minmax", "robust-standardise", "robust-minmax", "published"]
 
 PUBLISHED_STATISTICS = Path(__file__).parent.parent / "recipes" / "published_statistics.json"
+
+SAMPLE = 2**17
+"""Values of a band from which percentiles are taken: those of bands with no more values are exact."""
+
+_QUARTILES = 25.0, 75.0
+_TAILS = 0.5, 99.5
+_DEVIATIONS = {_QUARTILES: 1.349, _TAILS: 5.152}  # that a normal distribution has between these percentiles
 
 
 @dataclass(frozen=True)
 class Statistics:
     """How values are scaled: `(x - shift) / scale`, one pair per band of each modality.
 
-    `standardise`: shift = mean, scale = standard deviation (population). `minmax`: shift = minimum, scale =
-    maximum - minimum. `fitted_on` says in words what the numbers were fitted on. `applied` is True in a tile
-    file whose stored values have been scaled with them already.
+    - `standardise`: shift = mean, scale = standard deviation (population).
+    - `minmax`: shift = minimum, scale = maximum - minimum.
+    - `robust-standardise`: shift = median, scale = interquartile range / 1.349, which is the standard deviation of
+      normally distributed values whatever the outliers, up to a quarter of all, are.
+    - `robust-minmax`: as `minmax` with the 0.5th and 99.5th percentile: outliers are beyond 0 and 1, not cut off.
+    - `published`: the fixed minima and maxima of the published datasets, and `minmax` for other modalities.
+
+    `fitted_on` says in words what the numbers were fitted on. `applied` is True in a tile file whose stored values
+    have been scaled with them already.
     """
 
     method: Method
@@ -143,49 +158,126 @@ class _Moments:
         self.maximum = np.maximum(self.maximum, np.where(finite, pixels, -np.inf).max(axis=0, initial=-np.inf))
 
 
+class _Percentiles:
+    """A sample of each band's values, the same whatever the order of what is added, to take percentiles from.
+
+    Every value gets a random key, and each band keeps the values with the `SAMPLE` smallest: a uniform sample without
+    replacement (bottom-k, Cohen and Kaplan 2007, doi:10.1145/1281100.1281133). The keys are drawn by what is added
+    itself, and by how often it was added before, so that neither order nor copies of a tile matter.
+
+    The p-th percentile of the sample is one of all values at a percentile p ± e, with a standard error of e of
+    √(p·(100-p) / SAMPLE): 0.12 for the quartiles, 0.02 for the 0.5th. That holds for any distribution. Sketches with an
+    error relative to the value itself (DDSketch) would lose the spread of elevations of 5000 ± 50 m.
+    """
+
+    def __init__(self, bands: int) -> None:
+        self.values = [np.empty(0) for _ in range(bands)]
+        self._keys = [np.empty(0) for _ in range(bands)]
+        self._added: Counter[bytes] = Counter()
+
+    def add(self, pixels: NDArray[np.float64]) -> None:
+        """Add `pixels` `(N, C)`; values that are not finite are left out, band by band."""
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
+        keys = np.random.default_rng([int.from_bytes(digest), self._added[digest]]).random(len(pixels))
+        self._added[digest] += 1
+        for band, (values, kept) in enumerate(zip(self.values, self._keys, strict=True)):
+            wanted = np.isfinite(pixels[:, band])
+            if len(kept) == SAMPLE:
+                wanted &= keys < kept[-1]
+            values, kept = np.append(values, pixels[wanted, band]), np.append(kept, keys[wanted])
+            if len(kept) >= SAMPLE:
+                smallest = np.argpartition(kept, SAMPLE - 1)[:SAMPLE]  # the largest of them last
+                values, kept = values[smallest], kept[smallest]
+            self.values[band], self._keys[band] = values, kept
+
+    def at(self, percentiles: tuple[float, float]) -> NDArray[np.float64]:
+        """Return two percentiles of each band, (2, C)."""
+        return np.stack([np.percentile(values, percentiles) for values in self.values], axis=-1)
+
+
 def fit(
     samples: Iterable[tuple[Mapping[str, NDArray[Any]], NDArray[Any]]],
     method: Method = "standardise",
     fitted_on: str = "valid pixels of the training split",
+    bands: Mapping[str, Sequence[str]] | None = None,
 ) -> Statistics:
     """Fit statistics in one pass over `samples`: pairs of modalities `(H, W, C)` and `valid` `(H, W)`.
 
     Only pixels that are valid count, and of them only finite values. Sums are float64. A constant band gets
-    scale 1, so that it becomes 0.
+    scale 1, so that it becomes 0. Memory does not grow with the pixels: the robust methods keep 2 MiB a band, and have
+    percentiles that are exact up to `SAMPLE` values a band and right to a fraction of a percentile beyond. Where the
+    interquartile range is 0, because most values are the same, they take the range between the tails for it, and then
+    what the method that is not robust does.
+
+    Args:
+        samples: Tiles, one by one.
+        method: See `Statistics`.
+        fitted_on: What the tiles are, in words.
+        bands: Names of the bands of each modality in their order, for the method `published`.
 
     Raises:
-        UserError: If there is no sample, or a band has no valid value at all.
+        UserError: If there is no sample, a band has no valid value at all, or `published` has nothing for `bands`.
         ValueError: If the number of bands of a modality changes.
     """
+    known = published_for(bands or {}) if method == "published" else None
+    robust = method.startswith("robust-")
     moments: dict[str, _Moments] = {}
+    percentiles: dict[str, _Percentiles] = {}
     for modalities, valid in samples:
         seen = np.asarray(valid, dtype=bool)
         for name, array in modalities.items():
             pixels = np.asarray(array)[seen].astype(np.float64)
-            bands = moments.setdefault(name, _Moments(pixels.shape[-1]))
-            if len(bands.count) != pixels.shape[-1]:
-                raise ValueError(f"modality {name!r} has {pixels.shape[-1]} bands here, {len(bands.count)} before")
-            bands.add(pixels)
+            merged = moments.setdefault(name, _Moments(pixels.shape[-1]))
+            if len(merged.count) != pixels.shape[-1]:
+                raise ValueError(f"modality {name!r} has {pixels.shape[-1]} bands here, {len(merged.count)} before")
+            merged.add(pixels)
+            if robust:
+                percentiles.setdefault(name, _Percentiles(pixels.shape[-1])).add(pixels)
     if not moments:
         raise UserError("statistics need at least one training tile, got none")
     shift: dict[str, tuple[float, ...]] = {}
     scale: dict[str, tuple[float, ...]] = {}
-    for name, bands in moments.items():
-        empty = [str(index + 1) for index in np.flatnonzero(bands.count == 0)]
+    for name, merged in moments.items():
+        empty = [str(index + 1) for index in np.flatnonzero(merged.count == 0)]
         if empty:
             raise UserError(
                 f"modality {name!r}, band {', '.join(empty)}: no valid value in the whole training split; "
                 "check its nodata value, or leave the band out"
             )
+        if known is not None and name in known.shift:
+            shift[name], scale[name] = known.shift[name], known.scale[name]
+            continue
+        low, spread = _level_and_spread(merged, percentiles.get(name), method)
         # Rounding makes the deviation of a constant band tiny instead of 0; its range is exactly 0.
-        constant = bands.minimum == bands.maximum
-        if method == "minmax":
-            low, spread = bands.minimum, bands.maximum - bands.minimum
-        else:
-            low, spread = bands.mean, np.sqrt(bands.squares / bands.count)
+        constant = merged.minimum == merged.maximum
         shift[name] = tuple(float(value) for value in low)
         scale[name] = tuple(float(value) for value in np.where(constant, 1.0, spread))
+    if known is not None:
+        own = [name for name in shift if name not in known.shift]
+        fitted_on = (
+            f"mixed: {', '.join(known.shift)} as {known.fitted_on}; {', '.join(own)}: {fitted_on}"
+            if own
+            else (known.fitted_on)
+        )
     return Statistics(method, shift, scale, fitted_on)
+
+
+def _level_and_spread(
+    moments: _Moments, percentiles: _Percentiles | None, method: Method
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each band is shifted and scaled by, (C,) each; a spread of 0 is that of a constant band."""
+    least, extent = moments.minimum, moments.maximum - moments.minimum
+    deviation = np.sqrt(moments.squares / moments.count)
+    if percentiles is None:
+        return (moments.mean, deviation) if method == "standardise" else (least, extent)
+    low, high = percentiles.at(_TAILS)
+    if method == "robust-minmax":
+        same = high == low
+        return np.where(same, least, low), np.where(same, extent, high - low)
+    first, third = percentiles.at(_QUARTILES)
+    median = percentiles.at((50.0, 50.0))[0]
+    between = np.where(third > first, (third - first) / _DEVIATIONS[_QUARTILES], (high - low) / _DEVIATIONS[_TAILS])
+    return median, np.where(between > 0, between, deviation)
 
 
 def published(bands: Mapping[str, Sequence[str]] | None = None) -> Statistics:
@@ -210,6 +302,32 @@ def published(bands: Mapping[str, Sequence[str]] | None = None) -> Statistics:
         },
         "the published GlaViTU datasets (2025)",
     ).take(places)
+
+
+def published_for(bands: Mapping[str, Sequence[str]]) -> Statistics:
+    """Return the published statistics of those of the modalities that have some, for their bands in their order.
+
+    Raises:
+        UserError: If a modality of a published name has bands of other names, or none has a published name.
+    """
+    tables = published_bands()
+    listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in tables.items())
+    problems = [
+        f"`{name}` has the bands {', '.join(names)}, the published datasets' has {', '.join(tables[name])}"
+        for name, names in bands.items()
+        if name in tables and not set(names) <= set(tables[name])
+    ]
+    if problems:
+        raise UserError(
+            f"published statistics: {'; '.join(problems)}: name the bands as those that they are, or fit statistics"
+        )
+    known = [name for name in bands if name in tables]
+    if not known:
+        raise UserError(
+            f"published statistics: there are none for {', '.join(bands) or 'modalities without names'}, only for "
+            f"{listed}: name modalities and bands as those that they are, or fit statistics"
+        )
+    return published(bands).select(known)
 
 
 def published_bands() -> dict[str, list[str]]:

@@ -670,10 +670,12 @@ def write_splits(
 ) -> None:
     """Write `folder/SPLIT.hdf5` of each split, `train` among them, from tiles that `read` reads one by one.
 
-    Statistics are fitted on the valid pixels of the training tiles and stored in every file.
+    Statistics are fitted on the valid pixels of the training tiles, or are the published ones, and stored in every
+    file.
 
     Raises:
-        UserError: If a band has no valid value in the whole training split.
+        UserError: If a band has no valid value in the whole training split, or `method` is `published` and the bands
+            are not.
     """
     with ExitStack() as stack:
         writers = {
@@ -699,7 +701,7 @@ def write_splits(
                 )
                 yield tile.modalities, tile.valid
 
-        statistics = fit(written("train"), method, f"valid pixels of the {len(splits['train'])} training tiles")
+        statistics = fit(written("train"), method, f"valid pixels of the {len(splits['train'])} training tiles", bands)
         for split in splits:
             if split != "train":
                 for _ in written(split):

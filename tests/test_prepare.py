@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from rasterio import Affine
 
 import prepare
 from console import UserError
+from data.normalisation import Method, published
 from data.tiles import TileFile, find_dataset
 
 SIZE = 16
@@ -128,6 +130,32 @@ def test_pairs_writes_a_dataset_and_prints_what_it_holds(here: Path, capsys: pyt
     ):
         assert line in printed
     assert printed[-1] == "wrote tiles/two/; next: python train.py -m glavitu --data two --set 'inputs=[sar,optical]'"
+
+
+def test_published_statistics_are_stored_where_bands_are_the_published_ones(here: Path) -> None:
+    write_pairs(1)
+    options = ["--modality", "optical=1,2", "velocity=3", "--statistics", "published", "--test-fraction", "0"]
+    with pytest.raises(
+        UserError, match="`optical` has the bands B3, B4, the published datasets' has blue, green, red,"
+    ):
+        prepare.main(["pairs", "two", *PAIRS, *options, "--bands", "B3", "B4", "speed"])
+    assert not Path("tiles/two").exists()
+    prepare.main(["pairs", "two", *PAIRS, *options, "--bands", "green", "red", "speed"])
+    known = published({"optical": ["green", "red"]})
+    for path in find_dataset("two").splits.values():
+        statistics = TileFile(path).statistics
+        assert statistics is not None and statistics.method == "published"
+        assert statistics.scale["optical"] == known.scale["optical"]
+        assert statistics.fitted_on.startswith(
+            "mixed: optical as the published GlaViTU datasets (2025); velocity: valid"
+        )
+
+
+@pytest.mark.parametrize("command", ["pairs", "bands"])
+def test_every_method_of_scaling_can_be_chosen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prepare.main([command, "--help"])
+    assert "{" + ",".join(get_args(Method)) + "}" in capsys.readouterr().out
 
 
 def test_wrong_pairs_exit_with_2_and_write_nothing(here: Path) -> None:

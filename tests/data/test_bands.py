@@ -121,7 +121,7 @@ def test_only_pixels_without_any_band_are_invalid(tmp_path: Path, sources: dict[
     assert (file.statistics.apply("optical", optical)[2, :, 0] == 0).all()
 
 
-@pytest.mark.parametrize("method", ["standardise", "minmax"])
+@pytest.mark.parametrize("method", ["standardise", "minmax", "robust-standardise", "robust-minmax"])
 def test_statistics_are_those_of_valid_training_pixels_in_every_file(
     tmp_path: Path, sources: dict[str, Path], method: Any
 ) -> None:

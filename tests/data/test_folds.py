@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pyproj import CRS
 
 from console import UserError
@@ -154,6 +155,24 @@ def test_a_fold_is_a_dataset_with_statistics_of_its_own(folder: Path, tiles: lis
         assert val.info(tile.name).region == tile.info.region
     again = write_fold(tiles, held_out, tmp_path / "again" / "fold1")
     assert TileFile(again.path("train")).digest == train.digest != val.digest
+
+
+def test_published_statistics_stay_those_in_a_fold(tmp_path: Path) -> None:
+    bands = {"dem": ["elevation", "slope"], "velocity": ["speed"]}
+    rng = np.random.default_rng(0)
+
+    def sample() -> dict[str, NDArray[np.float64]]:
+        return {name: rng.random((4, 4, len(names))) for name, names in bands.items()}
+
+    mixed = fit([(sample(), np.ones((4, 4)))], "published", bands=bands)
+    for split_name in ("train", "val"):
+        with TileWriter(tmp_path / f"{split_name}.hdf5", TWO_CLASSES, bands, mixed) as writer:
+            for index in range(3):
+                writer.add(f"{split_name}{index}", sample(), np.zeros((4, 4), np.uint8), np.ones((4, 4)), "HMA")
+    tiles = pool(find_dataset(tmp_path))
+    own = TileFile(write_fold(tiles, tiles[:1], tmp_path / "folds" / "fold1").path("train")).statistics
+    assert own is not None and own.method == "published" and own.shift["dem"] == mixed.shift["dem"]
+    assert own.shift["velocity"] != mixed.shift["velocity"] and own.fitted_on.endswith("5 training tiles of a fold")
 
 
 def test_links_are_relative_so_that_a_folder_can_move(folder: Path, tiles: list[Tile], tmp_path: Path) -> None:
