@@ -377,3 +377,49 @@ def test_the_date_of_the_dataset_file_is_a_date(folder: Path) -> None:
     text = yaml.safe_dump(content())
     (scene,) = find_scenes(parse(yaml.safe_load(text.replace("'2019-08-02'", "2019-08-02")), "a.yaml"), folder)
     assert scene.date == datetime.date(2019, 8, 2)
+
+
+def test_a_landsat_product_becomes_reflectance_with_clouds_in_no_class(
+    folder: Path, write_raster: WriteRaster, optical: NDArray[np.uint16]
+) -> None:
+    place = (PIXEL, 0, LEFT, 0, -PIXEL, TOP)
+    product = folder / "l" / "LC08_L2SP_140041_20190802_20200827_02_T1"
+    numbers = optical[..., 0] % 20_000 + 8_000
+    clouds = np.full((HEIGHT, WIDTH), 1 << 6, np.uint16)
+    clouds[:30] = 1 << 3
+    for band in (4, 6):
+        write_raster(Path(f"{product}_SR_B{band}.TIF"), numbers.astype(np.uint16), CRS, place, nodata=0)
+    write_raster(Path(f"{product}_QA_PIXEL.TIF"), clouds, CRS, place, nodata=1)
+    described = content()
+    entry = {"type": "landsat", "files": "l/*", "bands": ["red", "swir1"]}
+    described["scenes"]["hunza"] = {"modalities": {"optical": entry}}
+    target, _ = prepare(folder, described)
+    values = mosaic(target, lambda file, name: file.read(name, ["optical"])["optical"])
+    np.testing.assert_allclose(values[..., 0], numbers * 2.75e-5 - 0.2, atol=1e-6)
+    mask = mosaic(target, lambda file, name: file.mask(name))
+    assert (mask[:30] == IGNORE).all() and not (mask[30:] == IGNORE).any()
+    file, name = tiles(target)[0]
+    modality = file.provenance["modalities"]["optical"]
+    assert (modality["unit"], modality["level"], modality["sensor"]) == (
+        "surface reflectance",
+        "L2SP",
+        "Landsat 8 OLI/TIRS",
+    )
+    assert file.info(name).attributes["date"] == "2019-08-02"
+    entry["hiding"] = []
+    target, _ = prepare(folder, described, "open")
+    assert not (mosaic(target, lambda file, name: file.mask(name)) == IGNORE).any()
+
+
+def test_backscatter_in_decibels_becomes_what_the_published_statistics_expect(
+    folder: Path, write_raster: WriteRaster
+) -> None:
+    decibels = np.linspace(-25, 5, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    write_raster(folder / "vv.tif", decibels, CRS, (PIXEL, 0, LEFT, 0, -PIXEL, TOP))
+    described = content()
+    described["scenes"]["hunza"]["modalities"]["sar"] = {"files": {"vv": "vv.tif"}, "given": "db"}
+    target, _ = prepare(folder, described)
+    values = mosaic(target, lambda file, name: file.read(name, ["sar"])["sar"])[..., 0]
+    np.testing.assert_allclose(values, np.log10(10 ** (decibels / 10) + 1e-6), rtol=1e-4)
+    file, _ = tiles(target)[0]
+    assert file.provenance["modalities"]["sar"]["unit"] == "log10(sigma0 + 1e-6)"
