@@ -42,6 +42,9 @@ Numbers = float | list[float]
 NOT_GLACIER = ("water", "lake", "lakes", "land", "rock", "snow", "vegetation", "sea", "ocean")
 """Names of classes that are no glacier unless the dataset file says otherwise."""
 
+UNKNOWN_REGION = "REGION"
+"""What stands for a region's code where it could not be guessed."""
+
 _TYPES: dict[str, Type] = {"optical": "reflectance", "dem": "dem", "in_sar": "coherence", "thermal": "thermal"}
 
 
@@ -309,8 +312,10 @@ def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
             found.append(_described(name, region, folder, [dataset, entry, scene]))
     for name, folder, scene in _entries(dataset.scenes, base, {}):
         owner = scene.region or dataset.region
-        if not owner:
-            raise UserError(f"scene {name!r} has no region: give it `region: HMA`, or list it under `regions`")
+        if not owner or owner == UNKNOWN_REGION:
+            raise UserError(
+                f"scene {name!r} has no region: give the code of yours, such as `region: HMA`, or list it under `regions`"
+            )
         found.append(_described(name, owner, folder, [dataset, scene]))
     names = [scene.name for scene in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -17,6 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from console import UserError
 from data import grids
+from data.dataset_file import UNKNOWN_REGION
 from data.grids import Grid
 
 _RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt")
@@ -87,7 +88,7 @@ def first_dataset_file(folder: Path, region: str = "") -> str:
     guessed = region or next((code for path in outlines if (code := _region_of(path))), "")
     if not guessed:
         notes.append("region: could not be guessed; give the code of yours, such as HMA")
-    content: dict[str, Any] = {"region": guessed or "REGION", "tile_size": _tile_size(usable), "scenes": scenes}
+    content: dict[str, Any] = {"region": guessed or UNKNOWN_REGION, "tile_size": _tile_size(usable), "scenes": scenes}
     named = _outlines(outlines, folder, notes)
     if named:
         content["outlines"] = named
