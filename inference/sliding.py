@@ -4,21 +4,105 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.windows import Window, grid
+from data.windows import Window, starts
 
 Floats = NDArray[np.float32]
 Predict = Callable[[dict[str, Floats]], NDArray[np.floating]]
 """Probabilities `(N, P, P, K)` of a batch by input: patches `(N, P, P, C)`, and vectors `(N, L)`."""
 
 
+class Source(Protocol):
+    """What windows are cut from: a tile in memory, or a scene on the disk."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+
+    def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
+        """Return the inputs of a window, scaled: what lies inside of it `(h, w, C)`, vectors `(L,)`; and where seen.
+
+        An input that is NaN everywhere is absent.
+        """
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Inputs in memory, `(H, W, C)` and `(L,)`, as a source; all of it is seen."""
+
+    inputs: Mapping[str, Floats]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return next(array.shape[0] for array in self.inputs.values() if array.ndim == 3)
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return next(array.shape[1] for array in self.inputs.values() if array.ndim == 3)
+
+    def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
+        """Return what lies in a window."""
+        cut = {name: array[window.slices] if array.ndim == 3 else array for name, array in self.inputs.items()}
+        shape = next(array.shape[:2] for array in cut.values() if array.ndim == 3)
+        return cut, np.ones(shape, bool)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `top` to `bottom` of a source, and where the rows of windows begin that they are blended of."""
+
+    source: Source
+    tops: tuple[int, ...]
+    top: int
+    bottom: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows of piece number `piece`, from row `top` of its source on: `probs` `(h, W, K)`, `seen` `(h, W)`."""
+
+    piece: int
+    top: int
+    probs: Floats
+    seen: NDArray[np.bool_]
+
+
 def kernel(patch: int) -> Floats:
     """Return the weight `(P, P)` of each pixel of a window: exp(-(x² + y²) / 2), x and y from -1 to 1."""
     axis = np.exp(-(np.linspace(-1, 1, patch) ** 2) / 2)
     return np.outer(axis, axis).astype(np.float32)
+
+
+def whole(source: Source, patch: int, stride: int) -> Piece:
+    """Return all rows of a source as one piece."""
+    return Piece(source, tuple(starts(source.height, patch, stride)), 0, source.height)
+
+
+def pieces(source: Source, patch: int, stride: int, rows: int) -> list[Piece]:
+    """Divide a source into pieces of `rows` rows of windows each, which can be predicted apart from one another.
+
+    Windows that reach into a piece from above are predicted with it once more, so that every pixel is blended of the
+    same windows as in one piece.
+    """
+    tops = starts(source.height, patch, stride)
+    firsts = range(0, len(tops), rows)
+    found = []
+    for first in firsts:
+        last = min(first + rows, len(tops))
+        top = tops[first]
+        bottom = tops[last] if last < len(tops) else source.height
+        found.append(Piece(source, tuple(one for one in tops[:last] if one + patch > top), top, bottom))
+    return found
 
 
 def blend(
@@ -44,12 +128,7 @@ def blend_all(
     stride: int | None = None,
     batch: int = 8,
 ) -> Iterator[Floats]:
-    """Predict overlapping windows of each of `arrays` and yield their weighted means, in the same order.
-
-    Windows cover every pixel, the last of a row or column moved back to the edge; a pixel's probabilities are
-    the mean over its windows, weighted by `kernel`. An array smaller than a patch is padded with zeros
-    behind. Batches run on from one array into the next and are all of the same size, the very last padded
-    with zeros: a compiled model is traced once, and arrays of a few windows fill whole batches.
+    """Yield the probabilities float32 `(H, W, K)` of each of `arrays`, in their order; see `blend_rows`.
 
     Args:
         predict: The model; called with exactly `batch` patches.
@@ -59,72 +138,130 @@ def blend_all(
         num_outputs: Number K of probabilities of a pixel.
         stride: Distance of windows in pixels, at most `patch`; half a patch by default.
         batch: Number of windows predicted at once; the result does not depend on it.
+    """
+    stride = max(1, patch // 2) if stride is None else stride
+    parts: list[Floats] = []
+    sources = (whole(ArraySource(inputs), patch, stride) for inputs in arrays)
+    for rows in blend_rows(predict, sources, patch=patch, num_outputs=num_outputs, stride=stride, batch=batch):
+        if rows.top == 0 and parts:
+            yield np.concatenate(parts)
+            parts = []
+        parts.append(rows.probs)
+    if parts:
+        yield np.concatenate(parts)
+
+
+def blend_rows(
+    predict: Predict, pieces: Iterable[Piece], *, patch: int, num_outputs: int, stride: int, batch: int = 8
+) -> Iterator[Rows]:
+    """Predict overlapping windows of each piece and yield the weighted means, row by row, in the order of the pieces.
+
+    Windows cover every pixel, the last of a row or column moved back to the edge; a pixel's probabilities are
+    the mean over its windows, weighted by `kernel`. A source smaller than a patch is padded behind: with zeros, or with
+    NaN where an input is absent. Batches run on from one row of windows into the next, and from one piece into the
+    next, and are all of the same size, the very last padded with zeros: a compiled model is traced once, and pieces of
+    a few windows fill whole batches. What is kept in memory is a strip: the rows that windows are still missing of.
+
+    Args:
+        predict: The model; called with exactly `batch` patches.
+        pieces: What to predict.
+        patch: Side of a window in pixels.
+        num_outputs: Number K of probabilities of a pixel.
+        stride: Distance of windows in pixels, at most `patch`.
+        batch: Number of windows predicted at once.
 
     Yields:
-        float32 `(H, W, K)`.
+        Rows that are finished; those of a piece from its top to its bottom, each once.
     """
     weights = kernel(patch)[..., None]
-    stride = max(1, patch // 2) if stride is None else stride
-    open_maps: list[_Map] = []
-    waiting: list[tuple[_Map, Window]] = []
+    strips: list[_Strip] = []
+    waiting: list[tuple[_Strip, Window, Mapping[str, Floats], NDArray[np.bool_]]] = []
 
     def run() -> None:
         stacked = {
             name: np.zeros((batch, *((patch, patch) if array.ndim == 3 else ()), array.shape[-1]), np.float32)
-            for name, array in waiting[0][0].inputs.items()
+            for name, array in waiting[0][2].items()
         }
-        for row, (target, window) in enumerate(waiting):
-            for name, array in target.inputs.items():
-                cut = array[window.slices] if array.ndim == 3 else array
-                stacked[name][row][tuple(map(slice, cut.shape))] = cut
+        for row, (_, _, inputs, _) in enumerate(waiting):
+            for name, array in inputs.items():
+                stacked[name][row][tuple(map(slice, array.shape))] = array
+                if array.ndim == 3 and np.isnan(array).all():
+                    stacked[name][row] = np.nan
         predicted = np.asarray(predict(stacked), np.float32)
-        for (target, window), probabilities in zip(waiting, predicted, strict=False):
-            target.add(window, probabilities, weights)
+        for (strip, window, _, seen), probabilities in zip(waiting, predicted, strict=False):
+            strip.add(window, probabilities, weights, seen)
         waiting.clear()
 
-    for inputs in arrays:
-        height, width = next(array.shape[:2] for array in inputs.values() if array.ndim == 3)
-        windows = grid(height, width, patch, stride)
-        size = (max(height, patch), max(width, patch))
-        open_maps.append(
-            _Map(
-                inputs=inputs,
-                height=height,
-                width=width,
-                missing=len(windows),
-                total=np.zeros((*size, num_outputs), np.float32),
-                weight=np.zeros((*size, 1), np.float32),
-            )
-        )
-        for window in windows:
-            waiting.append((open_maps[-1], window))
-            if len(waiting) == batch:
-                run()
-        while open_maps and not open_maps[0].missing:
-            yield open_maps.pop(0).mean()
+    def finished() -> Iterator[Rows]:
+        while strips:
+            yield from strips[0].take()
+            if not strips[0].done:
+                break
+            strips.pop(0)
+
+    for number, piece in enumerate(pieces):
+        columns = starts(piece.source.width, patch, stride)
+        strips.append(_Strip(number, piece, len(columns), patch, num_outputs))
+        for top in piece.tops:
+            for left in columns:
+                window = Window(top, left, patch, patch)
+                waiting.append((strips[-1], window, *piece.source.read(window)))
+                if len(waiting) == batch:
+                    run()
+                    yield from finished()
     if waiting:
         run()
-    for finished in open_maps:
-        yield finished.mean()
+    yield from finished()
 
 
-@dataclass
-class _Map:
-    """The weighted sums of one array's windows, padded to at least a patch."""
+class _Strip:
+    """The weighted sums of the rows of a piece that are not finished yet."""
 
-    inputs: Mapping[str, Floats]
-    height: int
-    width: int
-    missing: int
-    total: Floats
-    weight: Floats
+    def __init__(self, number: int, piece: Piece, columns: int, patch: int, num_outputs: int) -> None:
+        self.number, self.piece, self.columns, self.patch = number, piece, columns, patch
+        self._added = 0  # windows, in their order
+        self._first = piece.tops[0]  # row of the source that the sums begin with
+        width = max(piece.source.width, patch)
+        self._total = np.zeros((patch, width, num_outputs), np.float32)
+        self._weight = np.zeros((patch, width, 1), np.float32)
+        self._seen = np.zeros((patch, width), bool)
+        self._taken = piece.top
 
-    def add(self, window: Window, probabilities: Floats, weights: Floats) -> None:
-        self.total[window.slices] += probabilities * weights
-        self.weight[window.slices] += weights
-        self.missing -= 1
+    @property
+    def done(self) -> bool:
+        """Whether all rows were taken."""
+        return self._taken == self.piece.bottom
 
-    def mean(self) -> Floats:
-        """Return the sums over the weights, without the padding; the sums are used up."""
-        self.total /= self.weight
-        return self.total[: self.height, : self.width]
+    def add(self, window: Window, probabilities: Floats, weights: Floats, seen: NDArray[np.bool_]) -> None:
+        """Add a window; they come in the order of `tops`, and in a row of windows from the left."""
+        top = window.top - self._first
+        if missing := top + self.patch - len(self._total):
+            if missing > 0:
+                self._total, self._weight, self._seen = (
+                    np.concatenate([one, np.zeros((missing, *one.shape[1:]), one.dtype)])
+                    for one in (self._total, self._weight, self._seen)
+                )
+        place = slice(top, top + self.patch), slice(window.left, window.left + self.patch)
+        self._total[place] += probabilities * weights
+        self._weight[place] += weights
+        height, width = seen.shape
+        self._seen[top : top + height, window.left : window.left + width] |= seen
+        self._added += 1
+
+    def take(self) -> Iterator[Rows]:
+        """Yield the rows that no window is missing of, if there are some that were not taken."""
+        rows, tops = self._added // self.columns, self.piece.tops
+        if rows == 0:
+            return
+        end = min(tops[rows], self.piece.bottom) if rows < len(tops) else self.piece.bottom
+        if end > self._taken:
+            place = slice(self._taken - self._first, end - self._first)
+            width = self.piece.source.width
+            probs = (self._total[place] / self._weight[place])[:, :width]
+            yield Rows(self.number, self._taken, probs, self._seen[place][:, :width].copy())
+            self._taken = end
+        if rows < len(tops) and (above := tops[rows] - self._first) > 0:
+            self._total, self._weight, self._seen = (
+                one[above:].copy() for one in (self._total, self._weight, self._seen)
+            )
+            self._first = tops[rows]

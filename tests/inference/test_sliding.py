@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.windows import starts
-from inference.sliding import blend, blend_all, kernel
+from data.windows import Window, starts
+from inference.sliding import ArraySource, blend, blend_all, blend_rows, kernel, pieces, whole
 
 Floats = NDArray[np.float32]
 SIZES = [(1, 1), (5, 7), (16, 16), (17, 16), (9, 40), (33, 47), (64, 20)]
@@ -167,3 +167,45 @@ def test_padding_is_zero_and_behind() -> None:
     blend(model, inputs, patch=PATCH, num_outputs=2, batch=2)
     np.testing.assert_array_equal(seen[0][0, :5, :7], inputs["optical"])
     assert not seen[0][0, 5:].any() and not seen[0][0, :, 7:].any() and not seen[0][1].any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 37), (16, 16), (9, 40), (33, 1), (100, 16)])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_pieces_are_blended_as_the_whole_is(height: int, width: int, rows: int, batch: int) -> None:
+    patch, stride = 16, 5
+    array = np.random.default_rng(0).random((height, width, 2), dtype=np.float32)
+    source = ArraySource({"optical": array})
+
+    def predict(batched: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        # Depends on the place in the window: another set of windows gives another mean.
+        return batched["optical"] * np.linspace(0, 1, patch, dtype=np.float32)[:, None, None]
+
+    expected = blend(predict, source.inputs, patch=patch, num_outputs=2, stride=stride, batch=batch)
+    divided = pieces(source, patch, stride, rows)
+    assert [piece.top for piece in divided[1:]] == [piece.bottom for piece in divided[:-1]]
+    found = list(blend_rows(predict, divided, patch=patch, num_outputs=2, stride=stride, batch=batch))
+    assert [one.top for one in found] == [0, *np.cumsum([len(one.probs) for one in found])[:-1]]
+    np.testing.assert_array_equal(np.concatenate([one.probs for one in found]), expected)
+    assert np.concatenate([one.seen for one in found]).all()
+
+
+def test_what_was_seen_is_passed_on_and_memory_is_a_strip() -> None:
+    seen = np.random.default_rng(0).random((400, 30)) > 0.5
+
+    class Seen:
+        height, width = seen.shape
+
+        def read(self, window: Window) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+            cut = seen[window.slices]
+            return {"optical": cut[..., None].astype(np.float32)}, cut
+
+    largest = 0
+    rows = []
+    parts = [whole(Seen(), 16, 8)]
+    for one in blend_rows(lambda x: x["optical"], parts, patch=16, num_outputs=1, stride=8, batch=4):
+        largest = max(largest, len(one.probs))
+        rows.append(one)
+    np.testing.assert_array_equal(np.concatenate([one.seen for one in rows]), seen)
+    np.testing.assert_allclose(np.concatenate([one.probs for one in rows])[..., 0], seen, atol=1e-6)
+    assert largest <= 16
