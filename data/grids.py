@@ -283,15 +283,12 @@ def overlaps(path: str | Path, target: Grid) -> bool:
     from shapely import Polygon, box
 
     source = read_grid(path)
-    inside = _within(source, *_lattice(target, source.crs))
-    if inside.any():
-        return True
-    columns, rows = target.pixels(*_lattice(source, target.crs))
-    if ((columns > 0) & (columns < target.width) & (rows > 0) & (rows < target.height)).any():
+    theirs = _lattice(source, target.crs)
+    if _within(source, *_lattice(target, source.crs)).any() or _within(target, *theirs).any():
         return True
     # Neither has one of the other's points: what is left are footprints that cross like bars.
-    ring = np.concatenate([columns[0], columns[1:, -1], columns[-1, -2::-1], columns[-2:0:-1, 0]])
-    ring = np.stack([ring, np.concatenate([rows[0], rows[1:, -1], rows[-1, -2::-1], rows[-2:0:-1, 0]])], axis=-1)
+    places = np.stack(target.pixels(*theirs), axis=-1)
+    ring = np.concatenate([places[0], places[1:, -1], places[-1, -2::-1], places[-2:0:-1, 0]])
     if not np.isfinite(ring).all():
         return False
     shared = Polygon(ring).buffer(0).intersection(box(0, 0, target.width, target.height))
@@ -699,9 +696,11 @@ def _lattice(grid: Grid, crs: str) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def _within(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which places lie in a grid, and not just on its edge."""
     with np.errstate(invalid="ignore"):
         columns, rows = grid.pixels(x, y)
-        return (columns > 0) & (columns < grid.width) & (rows > 0) & (rows < grid.height)
+        beside = (columns < _SAME) | (columns > grid.width - _SAME) | (rows < _SAME) | (rows > grid.height - _SAME)
+        return ~beside & np.isfinite(columns) & np.isfinite(rows)
 
 
 # -- warps ---------------------------------------------------------------------------------------------------

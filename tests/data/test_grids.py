@@ -65,8 +65,8 @@ def test_grid_knows_bounds_resolution_and_crs() -> None:
     assert not grid.geographic
     assert Grid(DEGREES, (0.01, 0, 87, 0, -0.02, 28), 5, 5).geographic
     rotated = Grid(UTM, (3, 4, 0, 4, -3, 0), 10, 10)
-    assert rotated.resolution == (5, 5)
-    assert rotated.bounds == (0, -30, 70, 40)
+    assert rotated.resolution == pytest.approx((5, 5))
+    assert rotated.bounds == pytest.approx((0, -30, 70, 40))
     assert not rotated.north_up
 
 
@@ -322,7 +322,9 @@ def test_the_mean_of_what_a_coarser_pixel_covers(write_raster: WriteRaster, tmp_
     with np.errstate(invalid="ignore"):
         expected = np.where(here >= 5, np.nansum(blocks, axis=2) / here, np.nan)
     np.testing.assert_allclose(read(path, [1, 2], target), expected, rtol=1e-4)
-    assert "mean of about 9 pixels" in describe_warp(path, target)
+    assert describe_warp(path, target) == (
+        f"{path}: warped from EPSG:32645 at 30 m to EPSG:32645 at 90 m by the mean of about 9 pixels"
+    )
 
 
 @pytest.mark.parametrize("turned", [0, 15, 42])
