@@ -150,8 +150,8 @@ def fit(
 ) -> Statistics:
     """Fit statistics in one pass over `samples`: pairs of modalities `(H, W, C)` and `valid` `(H, W)`.
 
-    Only pixels that are valid count, and of them only finite values. Sums are float64. A constant band gets
-    scale 1, so that it becomes 0.
+    Only pixels that are valid count, and of them only finite values: a modality that is absent from a sample, NaN or
+    left out, takes no part there. Sums are float64. A constant band gets scale 1, so that it becomes 0.
 
     Raises:
         UserError: If there is no sample, or a band has no valid value at all.
@@ -186,6 +186,21 @@ def fit(
         shift[name] = tuple(float(value) for value in low)
         scale[name] = tuple(float(value) for value in np.where(constant, 1.0, spread))
     return Statistics(method, shift, scale, fitted_on)
+
+
+def scaled(statistics: Statistics | None, modality: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `array` `(…, C)` of `modality` as networks take it: scaled, or as it is without statistics.
+
+    Values that are not finite become 0, so that this is not for a modality that is absent.
+    """
+    if statistics is not None:
+        return statistics.apply(modality, array)
+    return np.nan_to_num(np.asarray(array, np.float32), posinf=0.0, neginf=0.0)
+
+
+def is_absent(array: NDArray[np.floating]) -> bool:
+    """Return whether a modality `(H, W, C)` is absent: NaN everywhere."""
+    return bool(np.isnan(array.flat[0]) and np.isnan(array).all())
 
 
 def published(bands: Mapping[str, Sequence[str]] | None = None) -> Statistics:
