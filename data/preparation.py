@@ -401,7 +401,7 @@ def _read_shard(path: Path, settings: Settings) -> TileContents:
     with TileFile(path) as file:
         (name,) = file.names
         info = file.info(name)
-        present = tuple(file.modalities)
+        present = file.present(name)
         attributes = {
             key: value
             for key, value in info.attributes.items()

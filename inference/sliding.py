@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.normalisation import is_absent
 from data.windows import Window, grid
 
 Floats = NDArray[np.float32]
@@ -47,9 +48,10 @@ def blend_all(
     """Predict overlapping windows of each of `arrays` and yield their weighted means, in the same order.
 
     Windows cover every pixel, the last of a row or column moved back to the edge; a pixel's probabilities are
-    the mean over its windows, weighted by `kernel`. An array smaller than a patch is padded with zeros
-    behind. Batches run on from one array into the next and are all of the same size, the very last padded
-    with zeros: a compiled model is traced once, and arrays of a few windows fill whole batches.
+    the mean over its windows, weighted by `kernel`. An array smaller than a patch is padded behind: with zeros, or
+    with NaN if it is absent, NaN everywhere. Batches run on from one array into the next and are all of the same
+    size, the very last padded with zeros: a compiled model is traced once, and arrays of a few windows fill whole
+    batches.
 
     Args:
         predict: The model; called with exactly `batch` patches.
@@ -77,6 +79,8 @@ def blend_all(
             for name, array in target.inputs.items():
                 cut = array[window.slices] if array.ndim == 3 else array
                 stacked[name][row][tuple(map(slice, cut.shape))] = cut
+                if array.ndim == 3 and is_absent(cut):
+                    stacked[name][row] = np.nan
         predicted = np.asarray(predict(stacked), np.float32)
         for (target, window), probabilities in zip(waiting, predicted, strict=False):
             target.add(window, probabilities, weights)
