@@ -205,9 +205,9 @@ def fit(
 
     Only pixels that are valid count, and of them only finite values: a modality that is absent from a sample, NaN or
     left out, takes no part there. Sums are float64. A constant band gets scale 1, so that it becomes 0. Memory does not
-    grow with the pixels: the robust methods keep 2 MiB a band, and have percentiles that are exact up to `SAMPLE` values
-    a band and right to a fraction of a percentile beyond. Where the interquartile range is 0, because most values are
-    the same, they take the range between the tails for it, and then what the method that is not robust does.
+    grow with the pixels: the robust methods keep 2 MiB a band, and have percentiles that are exact up to `SAMPLE`
+    values a band and right to a fraction of a percentile beyond. Where the interquartile range is 0, because most
+    values are the same, they take the range between the tails for it, and then what the method that is not robust does.
 
     Args:
         samples: Tiles, one by one.

@@ -489,6 +489,8 @@ def _within(lines: Geometries, grid: Grid, distance_m: float) -> NDArray[np.bool
         dtype=np.uint8,
     )
     near = maximum_filter(burned, size=2 * pad + 1)[pad : pad + grid.height, pad : pad + grid.width]
+    if not near.any():
+        return result
     rows, columns = np.nonzero(near)
     centres = np.stack(grid.xy(columns + 0.5, rows + 0.5), axis=-1)
     side = _CELL_M / unit_m

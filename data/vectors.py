@@ -262,6 +262,11 @@ def _read_with_gdal(
                 **more,
             )
     except UserError as error:
+        if box is not None and "rtree" in str(error):
+            # TensorFlow has a SQLite of its own, without R-trees, which GDAL takes where TensorFlow was imported first.
+            frame = _read_with_gdal(layer, columns, where, None, **more)
+            bounds = frame.geometry.bounds.to_numpy()
+            return frame[[bool(_meet(tuple(one), box)) for one in bounds]]
         if where is not None and _reads_without_where(layer):
             raise _wrong_where(layer, where, error) from error.__cause__
         raise

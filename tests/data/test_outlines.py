@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -582,3 +584,17 @@ def test_real_outlines_lie_where_other_tools_put_them(
     assert outlines.report.area_km2 == pytest.approx(clipped_km2, rel=2e-3)
     assert mask.sum() * 0.0009 == pytest.approx(clipped_km2, rel=0.01)
     assert last is None or outlines.report.last_date == last
+
+
+def test_outlines_are_read_where_tensorflow_was_imported_first(tmp_path: Path) -> None:
+    path = tmp_path / "rgi.gpkg"
+    shapes = [shapely.box(500_000 + 9000 * x, 3_000_000, 501_000 + 9000 * x, 3_001_000) for x in range(3)]
+    geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:32645").to_file(path)
+    program = (
+        "import sys, tensorflow; from pathlib import Path; from data.vectors import open_layer, read_layer;"
+        "layer = open_layer(Path(sys.argv[1]));"
+        "print(len(read_layer(layer, box=(508_000, 2_999_000, 512_000, 3_002_000))))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert answer.stdout.split() == ["1"]

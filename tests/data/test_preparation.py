@@ -91,17 +91,16 @@ def tiles(target: Path) -> list[tuple[TileFile, str]]:
 def mosaic(target: Path, layer: Callable[[TileFile, str], NDArray[Any]]) -> NDArray[Any]:
     """Lay the tiles back on the scene's grid, and check that no pixel comes twice."""
     seen = np.zeros((HEIGHT, WIDTH), int)
-    whole: NDArray[Any] | None = None
+    first = layer(*tiles(target)[0])
+    whole = np.zeros((HEIGHT, WIDTH, *first.shape[2:]), first.dtype)
     for file, name in tiles(target):
         values = layer(file, name)
         attributes = file.info(name).attributes
         top, left = int(attributes["scene_row"]), int(attributes["scene_column"])
-        if whole is None:
-            whole = np.zeros((HEIGHT, WIDTH, *values.shape[2:]), values.dtype)
         place = np.s_[top : top + values.shape[0], left : left + values.shape[1]]
         whole[place] = values
         seen[place] += 1
-    assert (seen == 1).all() and whole is not None
+    assert (seen == 1).all()
     return whole
 
 
