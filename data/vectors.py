@@ -81,7 +81,7 @@ def open_layer(path: Path, name: str | None = None) -> Layer:
     with _reading(path):
         layers = [str(layer) for layer, kind in pyogrio.list_layers(dataset) if kind is not None]
     if not layers:
-        raise UserError(f"{path}: no layer with geometries in it, expected one with polygons")
+        raise UserError(f"{path}: no layer with geometries in it, it may be truncated or damaged; expected {_FORMATS}")
     if inner is None and len(layers) > 1:
         raise UserError(f"{path}: has several layers ({', '.join(layers)}): say which with `layer`")
     if inner is not None and inner not in layers:
@@ -101,6 +101,8 @@ def open_layer(path: Path, name: str | None = None) -> Layer:
     kind = str(info["geometry_type"])
     if not _may_have_polygons(kind):
         layer.refuse_kinds([kind])
+    if layer.count and info["driver"] == "FlatGeobuf":
+        _read_last(layer)
     return layer
 
 
@@ -124,14 +126,13 @@ def read_layer(
     import pandas as pd
 
     turns = (-360, 0, 360) if layer.crs.is_geographic else (0,)
-    boxes: list[Box | None] = [None]
-    if box is not None and layer.bounds is not None:
-        shifted = [(box[0] + turn, box[1], box[2] + turn, box[3]) for turn in turns]
-        boxes = [one for one in shifted if _meet(one, layer.bounds)] or [box]
+    boxes = [] if box is None else [(box[0] + turn, box[1], box[2] + turn, box[3]) for turn in turns]
+    if layer.bounds is not None and boxes:
+        boxes = [one for one in boxes if _meet(one, layer.bounds)] or [boxes[len(turns) // 2]]
     if layer.dataset is None:
-        frame = _read_parquet(layer, columns, where, boxes[0] if len(boxes) == 1 else None)
+        frame = _read_parquet(layer, columns, where, boxes)
     else:
-        parts = [_read_with_gdal(layer, columns, where, one) for one in boxes]
+        parts = [_read_with_gdal(layer, columns, where, one) for one in boxes or (None,)]
         frame = pd.concat(parts) if len(parts) > 1 else parts[0]
     if not len(frame):
         _refuse_if_nothing_is_there(layer, where)
@@ -254,7 +255,7 @@ def _read_with_gdal(
             return pyogrio.read_dataframe(
                 layer.dataset,
                 layer=layer.name,
-                columns=columns,
+                columns=columns if where is None else None,  # a field that is not read is null to the condition
                 where=where,
                 bbox=box,
                 fid_as_index=True,
@@ -272,6 +273,16 @@ def _read_with_gdal(
         raise
 
 
+def _read_last(layer: Layer) -> None:
+    """Read the last feature: of a truncated FlatGeobuf, GDAL reads what is there and says nothing."""
+    last = _read_with_gdal(layer, (), None, None, skip_features=layer.count - 1, max_features=1)
+    if len(last) != 1:
+        raise UserError(
+            f"{layer}: can't be read, it may be truncated or damaged: the last of its {layer.count} features is not "
+            "there; get it again"
+        )
+
+
 def _reads_without_where(layer: Layer) -> bool:
     """Whether a feature can be read at all: then it is the where clause that is wrong."""
     try:
@@ -280,14 +291,16 @@ def _reads_without_where(layer: Layer) -> bool:
         return False
 
 
-def _read_parquet(layer: Layer, columns: Sequence[str], where: str | None, box: Box | None) -> geopandas.GeoDataFrame:
+def _read_parquet(
+    layer: Layer, columns: Sequence[str], where: str | None, boxes: Sequence[Box]
+) -> geopandas.GeoDataFrame:
     import geopandas
 
     with _reading(layer.path):
         if where is None:
             wanted = [*columns, (_geo(layer.path) or {})["primary_column"]]
             try:
-                frame = geopandas.read_parquet(layer.path, columns=wanted, bbox=box)
+                frame = geopandas.read_parquet(layer.path, columns=wanted, bbox=boxes[0] if len(boxes) == 1 else None)
             except ValueError as error:
                 if "bbox" not in str(error):  # not every file says where its rows lie
                     raise
@@ -295,7 +308,13 @@ def _read_parquet(layer: Layer, columns: Sequence[str], where: str | None, box: 
         else:
             frame = geopandas.read_parquet(layer.path)
     frame = frame.reset_index(drop=True)
-    return frame if where is None else frame.loc[_rows_where(layer, frame, where)]
+    if where is not None:
+        frame = frame.loc[_rows_where(layer, frame, where)]
+    if not boxes:
+        return frame
+    left, bottom, right, top = frame.bounds.to_numpy().T
+    near = [(left <= box[2]) & (right >= box[0]) & (bottom <= box[3]) & (top >= box[1]) for box in boxes]
+    return frame[np.any(near, axis=0)]
 
 
 def _rows_where(layer: Layer, frame: geopandas.GeoDataFrame, where: str) -> list[int]:
@@ -330,12 +349,9 @@ def _refuse_if_nothing_is_there(layer: Layer, where: str | None) -> None:
     """Raise where nothing was read for another reason than that all of it lies elsewhere."""
     if layer.count == 0:
         raise UserError(f"{layer}: holds no feature at all, expected polygons")
-    if layer.dataset is not None:
-        # Some truncated files say that nothing lies in the box, while their last feature can't be read.
-        _read_with_gdal(layer, (), None, None, skip_features=layer.count - 1, max_features=1)
     if where is not None:
         found = (
-            _read_parquet(layer, (), where, None)
+            _read_parquet(layer, (), where, ())
             if layer.dataset is None
             else _read_with_gdal(layer, (), where, None, max_features=1)
         )
