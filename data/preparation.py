@@ -196,6 +196,8 @@ def write_dataset(
         folder, splits, read, classes, {key: list(names) for key, names in bands.items()}, provenance,
         dataset.statistics, command,
     )  # fmt: skip
+    if dataset.statistics == "published" and (note := TileFile(folder / "train.hdf5").level_note):
+        report.warnings.append(note)
     _account(report, outcomes)
     return report
 

@@ -42,6 +42,8 @@ from data.normalisation import Method, Statistics, fit, published_bands
 from data.windows import Window
 
 IGNORE = 255
+SURFACE = "surface reflectance"
+"""The unit of reflectance from which the atmosphere was taken out."""
 FORMAT = "glacier-tiles 1"
 SPLITS = ("train", "val", "test")
 
@@ -319,6 +321,24 @@ class TileFile:
         rule, threshold = str(mask.get("rule", "an index")), mask.get("threshold")
         found = f" (Otsu's threshold {threshold:g})" if "otsu" in rule and isinstance(threshold, int | float) else ""
         return f"reference: weak mask, {rule}{found} — scores measure agreement with that rule, not with outlines"
+
+    @property
+    def level_note(self) -> str:
+        """What who uses the published weights or statistics must know of the reflectance; empty where it is theirs."""
+        described = self.provenance.get("modalities")
+        described = described if isinstance(described, dict) else {}
+        surface = [
+            f"`{modality}`" + (f" ({entry['level']})" if entry.get("level") else "")
+            for modality, entry in described.items()
+            if isinstance(entry, dict) and SURFACE in str(entry.get("unit", ""))
+        ]
+        return (
+            f"{self.path}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, which "
+            "is brighter in blue and darker in shadow: expect worse maps, or prepare tiles of Sentinel-2 L1C or Landsat "
+            "level 1"
+            if surface
+            else ""
+        )
 
     @cached_property
     def command(self) -> str:

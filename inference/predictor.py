@@ -303,6 +303,8 @@ def _has_location(model: keras.Model) -> bool:
 
 def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
     """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
+    if source.level_note:
+        warn(source.level_note)
     known = published(source.chosen)
     own = [name for name in modalities if name not in known.shift]
     if own:

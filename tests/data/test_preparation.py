@@ -119,9 +119,10 @@ def test_tiles_know_their_place_and_their_scene(folder: Path) -> None:
     target, _ = prepare(folder, content())
     for file, name in tiles(target):
         info = file.info(name)
-        row, column = info.attributes["scene_row"], info.attributes["scene_column"]
-        assert info.transform == (PIXEL, 0, LEFT + column * PIXEL, 0, -PIXEL, TOP - row * PIXEL)
+        row, column = int(info.attributes["scene_row"]), int(info.attributes["scene_column"])
+        assert list(info.transform or ()) == [PIXEL, 0, LEFT + column * PIXEL, 0, -PIXEL, TOP - row * PIXEL]
         assert (info.region, info.attributes["scene"], info.attributes["date"]) == ("HMA", "hunza", "2019-08-02")
+        assert file.level_note == ""
         assert file.bands == {"optical": ["red", "swir1"]}
         entry = file.provenance["modalities"]["optical"]
         assert (entry["unit"], entry["level"]) == ("reflectance", "L1C")
@@ -405,8 +406,10 @@ def test_a_landsat_product_becomes_reflectance_with_clouds_in_no_class(
         "Landsat 8 OLI/TIRS",
     )
     assert file.info(name).attributes["date"] == "2019-08-02"
+    assert "`optical` (L2SP) is surface reflectance" in file.level_note
     entry["hiding"] = []
-    target, _ = prepare(folder, described, "open")
+    target, report = prepare(folder, described | {"statistics": "published"}, "open")
+    assert any("`optical` (L2SP) is surface reflectance" in line for line in report.warnings)
     assert not (mosaic(target, lambda file, name: file.mask(name)) == IGNORE).any()
 
 
