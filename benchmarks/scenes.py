@@ -139,7 +139,7 @@ def shares(folder: Path, dataset: Path) -> dict[str, float]:
         setattr(owner, name, call)
 
     timed(grids._Source, "read", "reading")
-    timed(grids, "_warped", "warping")
+    timed(grids, "_warp", "warping")
     timed(preparation.TileWriter, "add", "writing")
     timed(preparation, "_read_shard", "writing")
     described = dataset_file.parse(dataset_file.read(dataset), str(dataset))
