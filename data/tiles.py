@@ -333,9 +333,9 @@ class TileFile:
             if isinstance(entry, dict) and SURFACE in str(entry.get("unit", ""))
         ]
         return (
-            f"{self.path}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, which "
-            "is brighter in blue and darker in shadow: expect worse maps, or prepare tiles of Sentinel-2 L1C or Landsat "
-            "level 1"
+            f"{self.path}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, "
+            "which is brighter in blue and in shadow: expect worse maps, or prepare tiles of Sentinel-2 L1C or of "
+            "Landsat level 1"
             if surface
             else ""
         )
