@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("-m and -n without -w both name a run: give one of them (-m A means the run named A)")
 
     from data.predictions import path_of
-    from data.tiles import TileFile, find_dataset, select
+    from data.tiles import TileFile, describe_absent, find_dataset, select
     from inference.predictor import check_tiles, find_run, from_run, from_weights
     from inference.tiles import predict_file
 
@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> None:
             f"{predictor.name}: {len(names)} tiles of {source.path}, "
             f"patches of {predictor.patch_size} pixels, {options.precision}"
         )
+        if absent := describe_absent(source, names, list(predictor.modalities)):
+            print(absent)
         target = path_of(predictor.name)
         predict_file(
             predictor,

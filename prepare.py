@@ -90,6 +90,22 @@ them. Images drawn one by one (--split-by tiles, the default) have neighbours in
 high: with --split-by blocks or regions they have few or none.
 """
 
+CHECK = """Look at tiles: a page of what is in them, and what a careful person would find wrong.
+
+Reads    TILES: a dataset's name, a folder with train.hdf5, val.hdf5 or test.hdf5, or one tile file; published files too
+Writes   reports/NAME-tiles.html, one file with its pictures inside, to open in a browser or to send to someone
+Copy     python prepare.py check synthetic
+"""
+
+CHECK_NOTES = """
+Found are masks that do not lie on their images, bands that are exchanged, saturated, constant or empty, nodata inside
+outlines, tiles twice or on the same ground, across splits above all, statistics that do not fit, classes and regions
+that are missing, weak masks. An `error` makes a model or its scores wrong, a `warning` probably does, a `note` is good
+to know.
+
+The exit code is 0 whatever is found: findings are for a person to judge. With --strict it is 2 if one is an error.
+"""
+
 BANDS = """Make tiles of folders of GeoTIFFs: tiles/NAME/{train,val,test}.hdf5.
 
 Reads    TRAIN/BAND/*_RR_CC.tif, a folder per band, and TRAIN/MASKS/*_RR_CC.tif; the same in TEST and VAL.
@@ -122,6 +138,9 @@ def main(arguments: list[str]) -> None:
             return
         if options.name and options.dataset is None and Path(options.name).suffix in (".yaml", ".yml"):
             options.dataset, options.name = Path(options.name), Path(options.name).stem
+    if options.command == "check":
+        _check(options, shlex.join(["python", "prepare.py", *arguments]))
+        return
     if not options.name or Path(options.name).name != options.name or options.name.startswith("."):
         raise UserError(f"NAME is a folder's name in {TILES}/, without slashes or a leading dot, got {options.name!r}")
     command = shlex.join(["python", "prepare.py", *arguments])
@@ -284,6 +303,29 @@ def _pairs(folder: Path, options: argparse.Namespace, command: str) -> None:
     pairs.write_dataset(folder, layout, division, options.statistics, command)
 
 
+def _check(options: argparse.Namespace, command: str) -> None:
+    from data.findings import SEVERITIES, find
+    from data.survey import survey
+    from data.tiles import SPLITS, Dataset, find_dataset
+    from evaluation import tiles_page
+
+    dataset = find_dataset(options.tiles, TILES)
+    path = Path(options.tiles)
+    if path.is_file() and path.stem in SPLITS:
+        dataset = Dataset(f"{path.resolve().parent.name}-{path.stem}", path.parent, {path.stem: path})
+    surveyed = survey(dataset)
+    findings = find(surveyed)
+    page = options.out / f"{dataset.name}-tiles.html"
+    tiles_page.write(surveyed, findings, page, command)
+    for finding in findings:
+        print(f"{finding.severity}: {finding.what}\n    {finding.evidence}\n    -> {finding.remedy}")
+    counts = {severity: sum(finding.severity == severity for finding in findings) for severity in SEVERITIES}
+    told = ", ".join(f"{count} {severity}{'s' if count != 1 else ''}" for severity, count in counts.items())
+    print(f"{told}\nwrote {page}")
+    if options.strict and counts["error"]:
+        raise UserError(f"--strict: {told} in {options.tiles}; they are listed above and in {page}")
+
+
 def _describe_input(path: Path) -> list[str]:
     """Print modalities and bands of a tile file, and how its tiles were divided; return the modalities."""
     from data.tiles import TileFile
@@ -413,6 +455,20 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key of the dataset file; repeatable"
     )
     scenes.add_argument("--jobs", metavar="N", type=int, default=1, help="processes [%(default)s]")
+
+    check = commands.add_parser(
+        "check",
+        usage="prepare.py check TILES [options]",
+        help="what is in tiles, and what is wrong with them, as a page",
+        description=CHECK,
+        epilog=CHECK_NOTES,
+        formatter_class=raw,
+    )
+    check.add_argument("tiles", metavar="TILES", help="dataset, folder or tile file")
+    check.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path("reports"), help="where the page goes [%(default)s]"
+    )
+    check.add_argument("--strict", action="store_true", help="exit with 2 if a finding is an error")
 
     pairs = commands.add_parser(
         "pairs",

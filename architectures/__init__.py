@@ -39,6 +39,9 @@ def build(
     GlaViTU (`deepsupervision`) and U-Net++ (`deepsupervision_1`, …) are supervised at.
     Under a mixed precision policy only the inside is of lower precision.
 
+    Of several modalities a sample may lack some: NaN in every pixel and band says that one is absent. Architectures
+    that fuse branches leave it out, those that concatenate see zeros.
+
     Args:
         name: One of `REGISTRY`.
         inputs: Modality name → number of channels. The order is the model's order, and matters for its weights.

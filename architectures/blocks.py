@@ -3,6 +3,9 @@
 Shapes are (N, H, W, C) for maps and (N, T, C) for tokens. A layer that owns several sublayers of one kind keeps
 them in a list that is assigned whole: the order of a layer's weights is the order of its attributes, and that order
 is what files of published weights are read by.
+
+A modality that a sample does not have is *absent*: NaN in every pixel and band. `Fusion` leaves it out; a network that
+concatenates its modalities sees zeros.
 """
 
 from __future__ import annotations
@@ -25,6 +28,49 @@ class Block(keras.layers.Layer):
 
 
 @register
+class PresentNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation that learns of some samples of a batch only: (N, H, W, C) → (N, H, W, C).
+
+    In training, mean and variance are those of the samples that are `present`; where none is, the moving ones are used
+    and stay as they are. All samples are normalised, the others to be left out of what follows.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, present: Any = None) -> Any:
+        """Normalise (N, H, W, C), with statistics of the samples where `present` (N, 1, 1, 1) is true; None: of all."""
+        if present is None or not (training and self.trainable):
+            return super().call(inputs, training=training)
+        x = ops.cast(inputs, "float32")
+        weights = ops.cast(present, "float32")
+        count = ops.sum(weights)
+        # Keras's own `mask` needs several more maps of full size, and has moving statistics fall to 0 where count is 0.
+        means, variances = ops.moments(x, axes=(1, 2), keepdims=True)
+        mean = ops.sum(weights * means, axis=0, keepdims=True) / ops.maximum(count, 1.0)
+        variances = variances + ops.square(means - mean)
+        variance = ops.sum(weights * variances, axis=(0, 1, 2)) / ops.maximum(count, 1.0)
+        mean = ops.where(count > 0, ops.reshape(mean, (-1,)), self.moving_mean)
+        variance = ops.where(count > 0, variance, self.moving_variance)
+        self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1.0 - self.momentum))
+        self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        y = ops.batch_normalization(x, mean, variance, -1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+
+@register
+class AbsentToZero(keras.layers.Layer):
+    """Values that are not finite become 0: (N, H, W, C) → (N, H, W, C)."""
+
+    def call(self, x: Any) -> Any:
+        """Replace what is not finite in `x`."""
+        return _zero_absent(x)[0]
+
+
+def _zero_absent(x: Any) -> tuple[Any, Any]:
+    """Return (N, H, W, C) with 0 where it is not finite, and, bool (N, 1, 1, 1), which samples have a finite value."""
+    finite = ops.isfinite(x)
+    return ops.where(finite, x, ops.zeros_like(x)), ops.any(finite, axis=(1, 2, 3), keepdims=True)
+
+
+@register
 class DoubleConvolution(Block):
     """Twice [3×3 convolution → batch normalisation → LeakyReLU], then spatial dropout: (N, H, W, C) → (N, H, W, width).
 
@@ -40,16 +86,16 @@ class DoubleConvolution(Block):
         self.width, self.slope, self.dropout = width, slope, dropout
         dtype = self.dtype_policy
         self.convolution_1 = keras.layers.Conv2D(width, 3, padding="same", dtype=dtype)
-        self.normalisation_1 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.normalisation_1 = PresentNormalization(epsilon=1e-3, dtype=dtype)
         self.convolution_2 = keras.layers.Conv2D(width, 3, padding="same", dtype=dtype)
-        self.normalisation_2 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
+        self.normalisation_2 = PresentNormalization(epsilon=1e-3, dtype=dtype)
         self.activation = keras.layers.LeakyReLU(negative_slope=slope, dtype=dtype)
         self.spatial_dropout = keras.layers.SpatialDropout2D(dropout, dtype=dtype)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        """Apply the block to (N, H, W, C)."""
-        x = self.activation(self.normalisation_1(self.convolution_1(x), training=training))
-        x = self.activation(self.normalisation_2(self.convolution_2(x), training=training))
+    def call(self, x: Any, training: bool | None = None, present: Any = None) -> Any:
+        """Apply the block to (N, H, W, C); `present` (N, 1, 1, 1): the samples that normalisation learns of."""
+        x = self.activation(self.normalisation_1(self.convolution_1(x), training=training, present=present))
+        x = self.activation(self.normalisation_2(self.convolution_2(x), training=training, present=present))
         return self.spatial_dropout(x, training=training)
 
     def get_config(self) -> dict[str, Any]:
@@ -64,6 +110,11 @@ class Fusion(Block):
     With `excite`, each branch is first scaled channel by channel by squeeze-and-excitation (Hu et al. 2018,
     https://doi.org/10.1109/CVPR.2018.00745) without a reduction: mean over the map → linear → LeakyReLU 0.2 → linear
     → sigmoid.
+
+    A modality that is absent from a sample, without one finite value there, is left out of it: the sum is that of the
+    others, whatever the weights of its branch are. Single values that are not finite are 0. In training, the batch
+    normalisations of a branch learn of the samples alone that have its modality (`PresentNormalization`). A single
+    modality is taken as it is.
 
     Args:
         modalities: How many inputs there are.
@@ -96,10 +147,16 @@ class Fusion(Block):
         """Fuse the modalities, given in the order of construction."""
         if len(inputs) != self.modalities:
             raise ValueError(f"Fusion of {self.modalities} modalities received {len(inputs)} inputs")
-        maps = [branch(x, training=training) for branch, x in zip(self.branches, inputs, strict=True)]
-        for i, (squeeze, excite) in enumerate(zip(self.squeezes, self.excitations, strict=True)):
-            gate = squeeze(ops.mean(maps[i], axis=(1, 2), keepdims=True))
-            maps[i] = maps[i] * excite(ops.leaky_relu(gate, negative_slope=0.2))
+        maps = []
+        for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
+            x, present = _zero_absent(x) if self.modalities > 1 else (x, None)
+            y = branch(x, training=training, present=present)
+            if self.excite:
+                gate = self.squeezes[i](ops.mean(y, axis=(1, 2), keepdims=True))
+                y = y * self.excitations[i](ops.leaky_relu(gate, negative_slope=0.2))
+            if present is not None:
+                y = y * ops.cast(present, y.dtype)
+            maps.append(y)
         fused = maps[0]
         for branch_map in maps[1:]:
             fused = fused + branch_map
@@ -308,14 +365,15 @@ def merge(tensors: dict[str, Any], fusion: str, width: int, dropout: float) -> A
 
     Args:
         tensors: Modality name → (N, H, W, Cₘ).
-        fusion: `concatenate` for (N, H, W, ΣCₘ), or `branches` for the sum of a double convolution each.
+        fusion: `concatenate` for (N, H, W, ΣCₘ), an absent modality 0 there, or `branches` for the sum of a double
+            convolution each, without the absent ones.
         width: Channels of the branches.
         dropout: Spatial dropout of the branches, 0 to 1.
     """
     if fusion == "branches":
         return fuse(tensors, width, dropout)
     maps = list(tensors.values())
-    return maps[0] if len(maps) == 1 else keras.layers.Concatenate(name="inputs")(maps)
+    return maps[0] if len(maps) == 1 else AbsentToZero()(keras.layers.Concatenate(name="inputs")(maps))
 
 
 def activation_of(num_classes: int) -> str:

@@ -24,7 +24,6 @@ from data.grids import Grid, Smooth, read
 from data.rasters import told, unreadable
 
 TOA = "top-of-atmosphere reflectance"
-SURFACE = "surface reflectance"
 OPTICAL = ("blue", "green", "red", "nir", "swir1", "swir2")
 """The bands of the published `optical` modality, in their order."""
 

@@ -1,6 +1,7 @@
 """Augmentation of one patch: pure functions of the patch and a random generator.
 
-Inputs are interpolated, masks never: a mask's pixel keeps the class of the nearest pixel that it comes from.
+Inputs are interpolated, masks never: a mask's pixel keeps the class of the nearest pixel that it comes from. A modality
+that is absent, NaN everywhere, stays so.
 
 Sources: gamma, occlusion, shift and noise of Maslov et al. 2025 (doi:10.1038/s41467-024-54956-x) and its code; affine
 maps, brightness and contrast as in Buslaev et al. 2020, Albumentations (doi:10.3390/info11020125).
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.normalisation import is_absent
 from data.tiles import IGNORE
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +51,7 @@ class Augmentation(BaseModel):
     - `occlusion`: a rectangle, each side of 0 to `occlusion_size` pixels, becomes 0 in every band.
     - `shift`: x + s, a normal s of standard deviation `shift_std` per band.
     - `noise`: x + n, a normal n of standard deviation `noise_std` per pixel and band.
-    - `drop`: the modality becomes 0 everywhere; where all would, one stays.
+    - `drop`: the modality becomes absent, NaN everywhere; of those that are there, one stays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -94,12 +96,14 @@ def augment(
     """Return one augmented patch; all modalities and the mask move alike.
 
     Args:
-        inputs: Modality → float32 (S, S, C), scaled.
+        inputs: Modality → float32 (S, S, C), scaled; NaN everywhere in one that is absent, which not all are.
         mask: uint8 (S, S) class ids.
         settings: Probabilities and ranges.
         random: Source of every decision; the same generator state gives the same patch.
     """
     side = mask.shape[0]
+    order, absent = list(inputs), {name: x for name, x in inputs.items() if is_absent(x)}
+    inputs = {name: x for name, x in inputs.items() if name not in absent}
     # All numbers are drawn whether they are used or not, so that one setting does not change another's draws.
     vertical, horizontal, turned, cropped, jittered = random.random(5)
     turns = int(random.integers(1, 4))
@@ -131,7 +135,8 @@ def augment(
     inputs = _some(_occlusion, settings.occlusion, inputs, settings, occlusion)
     inputs = _some(_shift, settings.shift, inputs, settings, shift)
     inputs = _some(_noise, settings.noise, inputs, settings, noise)
-    return _drop(inputs, settings.drop, drop), mask
+    inputs = _drop(inputs, settings.drop, drop) | absent
+    return {name: inputs[name] for name in order}, mask
 
 
 # Moves
@@ -266,7 +271,9 @@ def _drop(inputs: Inputs, probability: float, random: np.random.Generator) -> In
     kept = random.integers(len(inputs))
     if dropped.all():
         dropped[kept] = False
-    return {name: np.zeros_like(x) if gone else x for (name, x), gone in zip(inputs.items(), dropped, strict=True)}
+    return {
+        name: np.full_like(x, np.nan) if gone else x for (name, x), gone in zip(inputs.items(), dropped, strict=True)
+    }
 
 
 def _keep_nodata(x: Array, changed: Array) -> Array:

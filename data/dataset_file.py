@@ -314,7 +314,8 @@ def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
         owner = scene.region or dataset.region
         if not owner or owner == UNKNOWN_REGION:
             raise UserError(
-                f"scene {name!r} has no region: give the code of yours, such as `region: HMA`, or list it under `regions`"
+                f"scene {name!r} has no region: give the code of yours, such as `region: HMA`, or list it under "
+                "`regions`"
             )
         found.append(_described(name, owner, folder, [dataset, scene]))
     names = [scene.name for scene in found]

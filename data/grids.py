@@ -283,15 +283,12 @@ def overlaps(path: str | Path, target: Grid) -> bool:
     from shapely import Polygon, box
 
     source = read_grid(path)
-    inside = _within(source, *_lattice(target, source.crs))
-    if inside.any():
-        return True
-    columns, rows = target.pixels(*_lattice(source, target.crs))
-    if ((columns > 0) & (columns < target.width) & (rows > 0) & (rows < target.height)).any():
+    theirs = _lattice(source, target.crs)
+    if _within(source, *_lattice(target, source.crs)).any() or _within(target, *theirs).any():
         return True
     # Neither has one of the other's points: what is left are footprints that cross like bars.
-    ring = np.concatenate([columns[0], columns[1:, -1], columns[-1, -2::-1], columns[-2:0:-1, 0]])
-    ring = np.stack([ring, np.concatenate([rows[0], rows[1:, -1], rows[-1, -2::-1], rows[-2:0:-1, 0]])], axis=-1)
+    places = np.stack(target.pixels(*theirs), axis=-1)
+    ring = np.concatenate([places[0], places[1:, -1], places[-1, -2::-1], places[-2:0:-1, 0]])
     if not np.isfinite(ring).all():
         return False
     shared = Polygon(ring).buffer(0).intersection(box(0, 0, target.width, target.height))
@@ -699,9 +696,11 @@ def _lattice(grid: Grid, crs: str) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def _within(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which places lie in a grid, and not just on its edge."""
     with np.errstate(invalid="ignore"):
         columns, rows = grid.pixels(x, y)
-        return (columns > 0) & (columns < grid.width) & (rows > 0) & (rows < grid.height)
+        beside = (columns < _SAME) | (columns > grid.width - _SAME) | (rows < _SAME) | (rows > grid.height - _SAME)
+        return ~beside & np.isfinite(columns) & np.isfinite(rows)
 
 
 # -- warps ---------------------------------------------------------------------------------------------------
@@ -815,42 +814,42 @@ def _sag(places: NDArray[np.float64]) -> float:
 def _warped(
     native: Callable[[Span, Span], Values], source: Grid, target: Grid, plan: _Plan, windows: list[tuple[Span, Span]]
 ) -> Values:
-    """Return the values (h, w, C) of a piece of the target."""
-    values: Values | None = None
-    for rows, columns in windows:
+    """Return the values (h, w, C) of a piece of the target, from what each native window has of it."""
+    channels, total = 0, None
+    for rows, columns in windows or [((0, 0), (0, 0))]:
         window = Window(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
-        part = _warp(native(rows, columns), source, window, target, plan)
-        values = part if values is None else np.where(np.isnan(values), part, values)
-    if values is None:
-        channels = native((0, 0), (0, 0)).shape[-1]
+        values = native(rows, columns)
+        channels = values.shape[-1]
+        if not np.isnan(values).all():
+            part = _warp(values, source.window(window), target, plan)
+            total = part if total is None else total + part
+    if total is None:
         return np.full((target.height, target.width, channels), np.nan, np.float32)
-    return values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Just below a half: what halves a pixel is no matter of rounding.
+        values = np.where(total[1] > 0.499, total[0] / total[1], np.float32(np.nan))
+    return np.ascontiguousarray(np.moveaxis(values, 0, -1))
 
 
-def _warp(values: Values, source: Grid, window: Window, target: Grid, plan: _Plan) -> Values:
-    """Return native values of a window of the source on the target."""
+def _warp(values: Values, native: Grid, target: Grid, plan: _Plan) -> Values:
+    """Return native values (h, w, C) on the target: value times weight, and weight, (2, C, h, w)."""
     channels = values.shape[-1]
     here = ~np.isnan(values)
-    if not here.any():
-        return np.full((target.height, target.width, channels), np.nan, np.float32)
     layers = np.moveaxis(values, -1, 0)
+    if plan.resampling is Resampling.nearest or here.all():
+        warped = _reproject(_block_means(layers, plan.blocks), native, target, plan, np.nan)
+        known = np.isfinite(warped)
+        return np.stack([np.where(known, warped, np.float32(0)), known.astype(np.float32)])
     weights: list[NDArray[np.bool_]] = []
-    if plan.resampling is not Resampling.nearest and not here.all():
-        layers = np.where(np.isnan(layers), np.float32(0), layers)
-        for channel in range(channels):
-            if not any(np.array_equal(here[..., channel], known) for known in weights):
-                weights.append(here[..., channel])
-        layers = np.concatenate([layers, np.array(weights, np.float32)])
-    layers = _block_means(layers, plan.blocks)
-    warped = _reproject(layers, source.window(window), target, plan, 0 if weights else np.nan)
-    result = warped[:channels]
-    for channel in range(channels if weights else 0):
-        which = next(at for at, known in enumerate(weights) if np.array_equal(here[..., channel], known))
-        share = warped[channels + which]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # Just below a half: what halves a pixel is no matter of rounding.
-            result[channel] = np.where(share > 0.499, result[channel] / share, np.float32(np.nan))
-    return np.ascontiguousarray(np.moveaxis(result, 0, -1))
+    of_channel = []
+    for channel in range(channels):
+        same = [at for at, known in enumerate(weights) if np.array_equal(here[..., channel], known)]
+        of_channel.append(same[0] if same else len(weights))
+        if not same:
+            weights.append(here[..., channel])
+    layers = np.concatenate([np.where(np.isnan(layers), np.float32(0), layers), np.array(weights, np.float32)])
+    warped = _reproject(_block_means(layers, plan.blocks), native, target, plan, 0)
+    return np.stack([warped[:channels], warped[channels:][of_channel]])
 
 
 def _reproject(layers: Values, native: Grid, target: Grid, plan: _Plan, outside: float) -> Values:

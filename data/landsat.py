@@ -21,7 +21,6 @@ from typing import Any, Literal
 from console import UserError
 from data.acquisitions import (
     OPTICAL,
-    SURFACE,
     TOA,
     Acquisition,
     Affine,
@@ -34,6 +33,7 @@ from data.acquisitions import (
     files_in,
     given_conversion,
 )
+from data.tiles import SURFACE
 
 Gain = Literal["low", "high"]
 Groups = Mapping[str, Mapping[str, str]]

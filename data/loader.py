@@ -1,6 +1,7 @@
 """Patches for training and validation, as `keras.utils.PyDataset`s that workers can share.
 
 A training patch is a pure function of (seed, epoch, index): which worker makes it, and when, does not matter.
+A modality that is absent from a tile is NaN in its patches, all of it; in others, nodata is 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from console import UserError
 from data.augmentation import Augmentation, augment
-from data.normalisation import Statistics
+from data.normalisation import Statistics, scaled
 from data.sampling import CentredPatches
 from data.tiles import IGNORE, TileFile
 from data.windows import Window, grid
@@ -47,12 +48,17 @@ class PatchSource:
     centred: CentredPatches | None = None
     sizes: tuple[tuple[int, int], ...] = field(init=False)
     regions_of_tiles: tuple[str, ...] = field(init=False)
+    present_of_tiles: tuple[tuple[str, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the sizes and regions of the tiles once."""
+        """Read the sizes, regions and modalities of the tiles once."""
         infos = [self.file.info(name) for name in self.names]
         object.__setattr__(self, "sizes", tuple((info.height, info.width) for info in infos))
         object.__setattr__(self, "regions_of_tiles", tuple(info.region for info in infos))
+        present = [self.file.present(name) for name in self.names]
+        object.__setattr__(
+            self, "present_of_tiles", tuple(tuple(m for m in self.modalities if m in there) for there in present)
+        )
 
     @property
     def whole_patches(self) -> int:
@@ -63,20 +69,19 @@ class PatchSource:
         """Return scaled inputs (patch, patch, C) and labels (patch, patch) of a window of tile number `tile`.
 
         Labels are `IGNORE` where the tile is invalid, unlabelled, or ends before the window does; there, inputs
-        beyond the tile are 0.
+        beyond the tile are 0. A modality that is absent from the tile is NaN everywhere.
         """
         name = self.names[tile]
+        present = self.present_of_tiles[tile]
         raw = self.file.read(name, self.modalities, window)
         labels = self.file.labels(name, window)
-        inputs = {
-            modality: self.statistics.apply(modality, x)
-            if self.statistics
-            else np.nan_to_num(x, posinf=0.0, neginf=0.0)
-            for modality, x in raw.items()
-        }
+        inputs = {key: scaled(self.statistics, key, x) if key in present else x for key, x in raw.items()}
         below, right = self.patch - labels.shape[0], self.patch - labels.shape[1]
         if below or right:
-            inputs = {key: np.pad(x, ((0, below), (0, right), (0, 0))) for key, x in inputs.items()}
+            beyond = ((0, below), (0, right), (0, 0))
+            inputs = {
+                key: np.pad(x, beyond, constant_values=0.0 if key in present else np.nan) for key, x in inputs.items()
+            }
             labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
         return inputs, labels
 

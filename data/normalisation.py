@@ -203,11 +203,11 @@ def fit(
 ) -> Statistics:
     """Fit statistics in one pass over `samples`: pairs of modalities `(H, W, C)` and `valid` `(H, W)`.
 
-    Only pixels that are valid count, and of them only finite values. Sums are float64. A constant band gets
-    scale 1, so that it becomes 0. Memory does not grow with the pixels: the robust methods keep 2 MiB a band, and have
-    percentiles that are exact up to `SAMPLE` values a band and right to a fraction of a percentile beyond. Where the
-    interquartile range is 0, because most values are the same, they take the range between the tails for it, and then
-    what the method that is not robust does.
+    Only pixels that are valid count, and of them only finite values: a modality that is absent from a sample, NaN or
+    left out, takes no part there. Sums are float64. A constant band gets scale 1, so that it becomes 0. Memory does not
+    grow with the pixels: the robust methods keep 2 MiB a band, and have percentiles that are exact up to `SAMPLE`
+    values a band and right to a fraction of a percentile beyond. Where the interquartile range is 0, because most
+    values are the same, they take the range between the tails for it, and then what the method that is not robust does.
 
     Args:
         samples: Tiles, one by one.
@@ -278,6 +278,21 @@ def _level_and_spread(
     median = percentiles.at((50.0, 50.0))[0]
     between = np.where(third > first, (third - first) / _DEVIATIONS[_QUARTILES], (high - low) / _DEVIATIONS[_TAILS])
     return median, np.where(between > 0, between, deviation)
+
+
+def scaled(statistics: Statistics | None, modality: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `array` `(…, C)` of `modality` as networks take it: scaled, or as it is without statistics.
+
+    Values that are not finite become 0, so that this is not for a modality that is absent.
+    """
+    if statistics is not None:
+        return statistics.apply(modality, array)
+    return np.nan_to_num(np.asarray(array, np.float32), posinf=0.0, neginf=0.0)
+
+
+def is_absent(array: NDArray[np.floating]) -> bool:
+    """Return whether a modality `(H, W, C)` is absent: NaN everywhere."""
+    return bool(np.isnan(array.flat[0]) and np.isnan(array).all())
 
 
 def published(bands: Mapping[str, Sequence[str]] | None = None) -> Statistics:

@@ -196,6 +196,8 @@ def write_dataset(
         folder, splits, read, classes, {key: list(names) for key, names in bands.items()}, provenance,
         dataset.statistics, command,
     )  # fmt: skip
+    if dataset.statistics == "published" and (note := TileFile(folder / "train.hdf5").level_note):
+        report.warnings.append(note)
     _account(report, outcomes)
     return report
 
@@ -401,7 +403,7 @@ def _read_shard(path: Path, settings: Settings) -> TileContents:
     with TileFile(path) as file:
         (name,) = file.names
         info = file.info(name)
-        present = tuple(file.modalities)
+        present = file.present(name)
         attributes = {
             key: value
             for key, value in info.attributes.items()

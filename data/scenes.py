@@ -447,11 +447,23 @@ def _ready(
             next(iter(members.values()))[0].stem,
             date,
             bands,
-            entry.unit or _UNITS.get(kind, ""),
+            entry.unit or _unit(kind, scales, members),
             entry.level or "",
             logarithmic=kind == "sar",
             described={"given": entry.given} if kind == "sar" else {"scale": scales, "offset": offsets},
         )
+
+
+def _unit(kind: Type, scales: Sequence[float], members: Mapping[str, tuple[Path, int]]) -> str:
+    """Return the unit of a type's values; whole numbers as they are stored are nobody's reflectance."""
+    if kind == "reflectance" and set(scales) == {1.0} and all(_integer(path) for path, _ in members.values()):
+        return "digital numbers"
+    return _UNITS.get(kind, "")
+
+
+def _integer(path: Path) -> bool:
+    with rasterio.open(path) as dataset:
+        return all("int" in kind for kind in dataset.dtypes)
 
 
 def _rasters(

@@ -20,7 +20,6 @@ from xml.etree import ElementTree
 from console import UserError
 from data.acquisitions import (
     OPTICAL,
-    SURFACE,
     TOA,
     Acquisition,
     Affine,
@@ -31,6 +30,7 @@ from data.acquisitions import (
     files_in,
     given_conversion,
 )
+from data.tiles import SURFACE
 
 Level = Literal["L1C", "L2A"]
 

@@ -2,7 +2,8 @@
 
 A group holds
 
-- one dataset `(H, W, C)` per modality, of any numeric type,
+- one dataset `(H, W, C)` per modality, of any numeric type; a tile without one that others of the file have is read
+  as NaN there: the modality is absent from it,
 - the mask: `mask` `(H, W)` uint8 class ids with 255 = ignore, or one-hot `groundtruth` / `outlines`
   `(H, W, K)` as in the two published GlaViTU datasets, where an all-zero pixel is ignored,
 - `valid` `(H, W)`: 1 where the scene was seen (without it: everywhere),
@@ -41,6 +42,8 @@ from data.normalisation import Method, Statistics, fit, published_bands
 from data.windows import Window
 
 IGNORE = 255
+SURFACE = "surface reflectance"
+"""The unit of reflectance from which the atmosphere was taken out."""
 FORMAT = "glacier-tiles 1"
 SPLITS = ("train", "val", "test")
 
@@ -319,6 +322,24 @@ class TileFile:
         found = f" (Otsu's threshold {threshold:g})" if "otsu" in rule and isinstance(threshold, int | float) else ""
         return f"reference: weak mask, {rule}{found} — scores measure agreement with that rule, not with outlines"
 
+    @property
+    def level_note(self) -> str:
+        """What who uses the published weights or statistics must know of the reflectance; empty where it is theirs."""
+        described = self.provenance.get("modalities")
+        described = described if isinstance(described, dict) else {}
+        surface = [
+            f"`{modality}`" + (f" ({entry['level']})" if entry.get("level") else "")
+            for modality, entry in described.items()
+            if isinstance(entry, dict) and SURFACE in str(entry.get("unit", ""))
+        ]
+        return (
+            f"{self.path}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, "
+            "which is brighter in blue and in shadow: expect worse maps, or prepare tiles of Sentinel-2 L1C or of "
+            "Landsat level 1"
+            if surface
+            else ""
+        )
+
     @cached_property
     def command(self) -> str:
         """The command that made the file; empty where unknown."""
@@ -359,6 +380,12 @@ class TileFile:
             attributes=attributes,
         )
 
+    def present(self, name: str) -> tuple[str, ...]:
+        """Return the modalities that tile `name` has; the others of the file are absent from it."""
+        with self._reading() as file:
+            group = self._tile(file, name)
+            return tuple(modality for modality in self._stored_bands if modality in group)
+
     # -- pixels ----------------------------------------------------------------------------------------------
 
     def read(
@@ -366,21 +393,29 @@ class TileFile:
     ) -> dict[str, NDArray[np.float32]]:
         """Return the modalities of tile `name`, in the order asked for, as raw float32 `(h, w, C)`.
 
-        Of a window that reaches beyond the tile, the part inside is returned.
+        Of a window that reaches beyond the tile, the part inside is returned. A modality that is absent from the tile
+        is NaN everywhere.
 
         Raises:
-            UserError: If the tile or one of the modalities is missing.
+            UserError: If the tile is missing, or a modality is in no tile of the file.
         """
         with self._reading() as file:
             group = self._tile(file, name)
-            missing = [modality for modality in modalities if modality not in group]
-            if missing:
+            absent = [modality for modality in modalities if modality not in group]
+            if missing := [modality for modality in absent if modality not in self._stored_bands]:
                 raise UserError(
                     f"{self.path}: tile {name!r} has no {_quoted(missing)}, "
                     f"it has {_quoted(_modalities(group)) or 'no modality'}"
                 )
             # All bands are read even where some are chosen: in a tile, the bands of a pixel lie side by side.
-            values = {modality: np.asarray(group[modality][_index(window)], np.float32) for modality in modalities}
+            values = {
+                modality: np.full(
+                    (*self._window_shape(group, window), len(self._stored_bands[modality])), np.nan, np.float32
+                )
+                if modality in absent
+                else np.asarray(group[modality][_index(window)], np.float32)
+                for modality in modalities
+            }
         return {
             modality: array[..., self._places[modality]] if modality in self._places else array
             for modality, array in values.items()
@@ -415,12 +450,15 @@ class TileFile:
     def check(self, modalities: Sequence[str], *, labelled: bool = True) -> list[str]:
         """Read the whole file once and return its problems in plain sentences; none means it can be used.
 
-        A problem is: a missing modality, a number of channels that differs between tiles, sizes that differ
-        within a tile, padding that does not fit, a class id beyond the class list, a tile without a valid
-        pixel, a modality that is NaN at every valid pixel of a tile, and with `labelled` a tile without a
-        mask.
+        A problem is: a modality that no tile has, a tile that has none of them, a number of channels that differs
+        between tiles, sizes that differ within a tile, padding that does not fit, a class id beyond the class list, a
+        tile without a valid pixel, a modality that a tile has but that is NaN at every valid pixel of it (in a patch,
+        it would pass for one with a gap), and with `labelled` a tile without a mask.
         """
         problems: list[str] = []
+        if missing := [modality for modality in modalities if modality not in self._stored_bands]:
+            there = _quoted(self._stored_bands) or "none"
+            problems.append(f"{self.path}: no modality {_quoted(missing)} in any tile, it has {there}")
         channels: dict[str, tuple[int, str]] = {}
         for name in self.names:
             found = list(self._check_tile(name, modalities, labelled, channels))
@@ -434,14 +472,13 @@ class TileFile:
             group = self._tile(file, name)
             stored = _modalities(group)
             present = [modality for modality in modalities if modality in stored]
-            missing = [modality for modality in modalities if modality not in stored]
             sizes = {modality: stored[modality].shape[:2] for modality in present}
             sizes |= {key: group[key].shape[:2] for key in RESERVED if key in group}
             one_hot = [(key, group[key].ndim) for key in _ONE_HOT if key in group]
             unlabelled = not any(key in group for key in ("mask", *_ONE_HOT))
             counts = {modality: stored[modality].shape[-1] for modality in present}
-        if missing:
-            yield f"no modality {_quoted(missing)}, it has {_quoted(stored) or 'none'}"
+        if not present and any(modality in self._stored_bands for modality in modalities):
+            yield f"no modality of {_quoted(modalities)}, it has {_quoted(stored) or 'none'}"
         if labelled and unlabelled:
             yield "no mask: expected `mask`, `groundtruth` or `outlines`"
         for modality, count in counts.items():
@@ -474,7 +511,7 @@ class TileFile:
             return
         for modality in present:
             if not np.isfinite(self.read(name, [modality])[modality][valid]).any():
-                yield f"`{modality}` is NaN at every valid pixel"
+                yield f"`{modality}` is NaN at every valid pixel: leave it out of the tile, it is absent then"
 
     # -- the file --------------------------------------------------------------------------------------------
 
@@ -600,6 +637,9 @@ class TileWriter:
     ) -> None:
         """Add a tile: modalities `(H, W, C)`, mask `(H, W)` of class ids or 255, valid `(H, W)`.
 
+        Modalities of the file may be left out, but not all: they are absent from the tile. So is one without a finite
+        value at any valid pixel (in a tile without valid pixels: at any), whose array is not stored.
+
         Nodata is NaN in the modality and 0 in `valid`. Values are stored in the type that they come in, unscaled
         unless the statistics say `applied`. `crs` is WKT, `transform` six numbers. Padding, if any, is told by the
         attributes `padding_height`, `padding_width`, `original_height`, `original_width`.
@@ -609,8 +649,10 @@ class TileWriter:
         """
         if name in self._digests:
             raise ValueError(f"tile {name!r} is in {self.path} already")
-        if set(modalities) != set(self._bands):
-            raise ValueError(f"tile {name!r} has modalities {sorted(modalities)}, the file has {sorted(self._bands)}")
+        if not modalities or not set(modalities) <= set(self._bands):
+            raise ValueError(
+                f"tile {name!r} has modalities {sorted(modalities)}; expected one or more of {sorted(self._bands)}"
+            )
         arrays: dict[str, NDArray[Any]] = {}
         for modality, array in modalities.items():
             expected = (*mask.shape, len(self._bands[modality]))
@@ -624,8 +666,11 @@ class TileWriter:
         known = [*range(len(self._classes)), IGNORE]
         if not np.isin(mask, known).all():
             raise ValueError(f"tile {name!r}: class ids {np.setdiff1d(mask, known)} are not in the class list")
+        seen = np.asarray(valid) != 0
+        counted = seen if seen.any() else np.ones_like(seen)
+        arrays = {modality: array for modality, array in arrays.items() if np.isfinite(array[counted]).any()}
         arrays["mask"] = np.ascontiguousarray(mask, np.uint8)
-        arrays["valid"] = np.ascontiguousarray(np.asarray(valid) != 0, np.uint8)
+        arrays["valid"] = np.ascontiguousarray(seen, np.uint8)
         described: dict[str, Any] = {"region": region, "subregion": subregion, **attributes}
         if crs is not None:
             described["crs"] = crs
@@ -645,7 +690,7 @@ class TileWriter:
 
 @dataclass(frozen=True)
 class TileContents:
-    """A tile to be written; see `TileWriter.add` for its fields."""
+    """A tile to be written; see `TileWriter.add` for its fields: modalities may be left out."""
 
     name: str
     modalities: dict[str, NDArray[Any]]
@@ -674,8 +719,8 @@ def write_splits(
     file.
 
     Raises:
-        UserError: If a band has no valid value in the whole training split, or `method` is `published` and the bands
-            are not.
+        UserError: If a band has no valid value in the whole training split, a modality is in none of its tiles, or
+            `method` is `published` and the bands are not.
     """
     with ExitStack() as stack:
         writers = {
@@ -702,6 +747,11 @@ def write_splits(
                 yield tile.modalities, tile.valid
 
         statistics = fit(written("train"), method, f"valid pixels of the {len(splits['train'])} training tiles", bands)
+        if missing := [modality for modality in bands if modality not in statistics.shift]:
+            raise UserError(
+                f"no training tile has {_quoted(missing)}, so that its scaling is not known: divide the tiles "
+                "otherwise, or leave it out"
+            )
         for split in splits:
             if split != "train":
                 for _ in written(split):
@@ -819,6 +869,15 @@ def select(file: TileFile, regions: Sequence[str] | None = None) -> list[str]:
     if unknown:
         raise UserError(f"{file.path}: no tile of region {_quoted(unknown)}; its regions are {_quoted(known)}")
     return [name for name, region in region_by_tile.items() if region in regions]
+
+
+def describe_absent(file: TileFile, names: Sequence[str], modalities: Sequence[str]) -> str:
+    """Say in how many of the tiles `names` modalities are absent: `sar absent in 3 of 24 tiles`; "" where none is."""
+    present = [file.present(name) for name in names]
+    counts = {modality: sum(modality not in one for one in present) for modality in modalities}
+    return ", ".join(
+        f"{modality} absent in {count} of {len(names)} tiles" for modality, count in counts.items() if count
+    )
 
 
 def region_of(name: str) -> str:

@@ -101,6 +101,8 @@ def fit(
 def fit_file(file: TileFile, names: Sequence[str]) -> RatioThreshold:
     """Fit the rule on the tiles `names` of a tile file: valid pixels that have a reference, in one pass.
 
+    Tiles from which the bands' modality is absent are left out.
+
     Raises:
         UserError: If the file has fewer than two of `BANDS`, or no glacier.
     """
@@ -109,6 +111,8 @@ def fit_file(file: TileFile, names: Sequence[str]) -> RatioThreshold:
 
     def samples() -> Iterator[Sample]:
         for name in progress(names, "baseline", unit="tile"):
+            if place[0] not in file.present(name):
+                continue
             mask = file.mask(name)
             yield _bands(file, name, place), np.isin(mask, glacier), file.valid(name) & (mask != IGNORE)
 
@@ -119,6 +123,8 @@ def evaluate(
     rule: RatioThreshold, predictions: PredictionFile, names: Sequence[str], settings: Sequence[Setting]
 ) -> list[Evaluation]:
     """Score the rule on the tiles `names` of a prediction file, from the bands of its tile file.
+
+    Where the bands' modality is absent it finds no glacier.
 
     Raises:
         UserError: If that file is gone or lacks the bands.
@@ -131,7 +137,8 @@ def evaluate(
             tile = predictions.read(name)
             inside = file.info(name).interior()
             bands = {band: values[inside] for band, values in _bands(file, name, place).items()}
-            labels = np.where(rule.predict(bands), glacier[0], 0).astype(np.uint8)
+            found = rule.predict(bands) & (place[0] in file.present(name))
+            labels = np.where(found, glacier[0], 0).astype(np.uint8)
             for setting, scored in tiles.items():
                 matrix = score_tile(tile.mask, labels, tile.valid, len(predictions.classes), setting)
                 scored.append(TileScore(name, tile.region, matrix))

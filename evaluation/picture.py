@@ -76,7 +76,7 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
             probs = predictions.probs(name)
             probs = np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
             confidence = colormaps[_CONFIDENCE_COLORS](shades(probs.max(axis=-1)))[..., :3].astype(np.float32)
-            show(axes[0], stretch(values, tile.valid), tile.valid)
+            show(axes[0], stretch(values, tile.valid), tile.valid & np.isfinite(values).any(axis=-1))
             show(axes[1], paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
             show(axes[2], paint(tile.labels, classes), tile.valid)
             _outline_errors(axes[2], tile, glacier)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, import_keras, warn
-from data.normalisation import Statistics, published
+from data.normalisation import Statistics, published, scaled
 from data.tiles import PUBLISHED_REGIONS, ClassInfo, TileFile, TileInfo, find_dataset
 
 if TYPE_CHECKING:
@@ -67,11 +67,14 @@ class Predictor:
         return np.asarray(self.model.predict_on_batch(dict(batch))["output"], np.float32)
 
     def inputs(self, source: TileFile, info: TileInfo, statistics: Statistics | None) -> dict[str, NDArray[np.float32]]:
-        """Read a tile; return the model's inputs: scaled `(H, W, C)` by modality, and `location` `(L,)`."""
-        raw = source.read(info.name, list(self.modalities))
+        """Read a tile; return the model's inputs: scaled `(H, W, C)` by modality, and `location` `(L,)`.
+
+        A modality that is absent from the tile is NaN everywhere; in others, nodata is 0.
+        """
+        present = source.present(info.name)
         inputs = {
-            name: statistics.apply(name, values) if statistics else np.nan_to_num(values, posinf=0.0, neginf=0.0)
-            for name, values in raw.items()
+            name: scaled(statistics, name, values) if name in present else values
+            for name, values in source.read(info.name, list(self.modalities)).items()
         }
         if _has_location(self.model):
             from data.loader import encode_region
@@ -300,6 +303,8 @@ def _has_location(model: keras.Model) -> bool:
 
 def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
     """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
+    if source.level_note:
+        warn(source.level_note)
     known = published(source.chosen)
     own = [name for name in modalities if name not in known.shift]
     if own:

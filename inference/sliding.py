@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.normalisation import is_absent
 from data.windows import Window, starts
 
 Floats = NDArray[np.float32]
@@ -185,7 +186,7 @@ def blend_rows(
         for row, (_, _, inputs, _) in enumerate(waiting):
             for name, array in inputs.items():
                 stacked[name][row][tuple(map(slice, array.shape))] = array
-                if array.ndim == 3 and np.isnan(array).all():
+                if array.ndim == 3 and is_absent(array):
                     stacked[name][row] = np.nan
         predicted = np.asarray(predict(stacked), np.float32)
         for (strip, window, _, seen), probabilities in zip(waiting, predicted, strict=False):

@@ -203,7 +203,13 @@ def truncate(file: Path) -> None:
 
 def without_a_modality(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        del file["t1/dem"]
+        for tile in file.values():
+            del tile["dem"]
+
+
+def without_all_modalities(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["t1/dem"], file["t1/optical"]
 
 
 def all_nan(path: Path) -> None:
@@ -235,7 +241,8 @@ def text(path: Path) -> None:
     [
         (truncate, ["can't be read as HDF5", "truncated"]),
         (text, ["can't be read as HDF5"]),
-        (without_a_modality, ["tile 't1'", "no modality `dem`", "`optical`"]),
+        (without_a_modality, ["no modality `dem` in any tile", "it has `optical`"]),
+        (without_all_modalities, ["tile 't1'", "no modality of `optical`, `dem`", "it has none"]),
         (all_nan, ["tile 't2'", "`dem` is NaN"]),
         (with_class_7, ["tile 't0'", "class 7", "(1 pixels)", "0 background, 1 glacier, 255 ignore"]),
         (empty, ["no tile in it"]),

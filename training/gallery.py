@@ -100,7 +100,12 @@ def _strongest(inputs: Inputs, mask: Mask, settings: dict[str, Any], seed: int) 
     """Return the patch that differs most from its source, of some that `settings` make of it."""
     augmentation = Augmentation(**settings)
     draws = (augment(inputs, mask, augmentation, np.random.default_rng([seed, draw])) for draw in range(_DRAWS))
-    return max(draws, key=lambda patch: sum(float(np.abs(patch[0][name] - inputs[name]).mean()) for name in inputs))
+
+    def change(name: str, changed: Inputs) -> float:
+        before, after = np.nan_to_num(inputs[name]), np.nan_to_num(changed[name])  # absent is as good as 0 here
+        return float(np.abs(after - before).mean())
+
+    return max(draws, key=lambda patch: sum(change(name, patch[0]) for name in inputs))
 
 
 def _image(source: NDArray[np.float32], changed: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:
@@ -111,7 +116,7 @@ def _image(source: NDArray[np.float32], changed: NDArray[np.float32], mask: Mask
     seen = mask != IGNORE
     both = stretch(np.concatenate([source, changed]), np.concatenate([seen, np.zeros_like(seen)]))
     image = both[len(source) :]
-    image[~changed.any(axis=-1)] = to_rgb(_BLANK)
+    image[~np.nan_to_num(changed).any(axis=-1)] = to_rgb(_BLANK)
     return image
 
 

@@ -15,7 +15,7 @@ import architectures
 import checkpoints
 from architectures.torch_layers import module_path
 from checkpoints import Blueprint, EncoderWeights, Meaning, Transfer
-from console import UserError
+from console import UserError, warn
 from data.normalisation import Statistics, published, published_bands
 from data.tiles import PUBLISHED_REGIONS
 from training.record import WEIGHTS, Record, load_record, record_path, run_names, weights_path
@@ -357,6 +357,8 @@ def _scaling(
         channels: By modality, for each channel the number of the source's whose weights it took, or None.
     """
     own = plan.train.statistics
+    if expected is not None and expected.fitted_on == published().fitted_on and plan.train.file.level_note:
+        warn(plan.train.file.level_note)
     if own is None or own.applied:
         if expected is None:
             return own, "the tiles are scaled already and used as they are; how the source's were is not known"

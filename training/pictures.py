@@ -63,8 +63,8 @@ class Patch:
         return f"{self.region or 'no region'} · {name}"
 
     def seen(self, modality: str) -> NDArray[np.bool_]:
-        """Return where `modality` has data, `(S, S)`: without, all its bands are 0."""
-        return np.asarray(self.inputs[modality].any(axis=-1))
+        """Return where `modality` has data, `(S, S)`: without, all its bands are 0, or NaN where it is absent."""
+        return np.asarray(np.nan_to_num(self.inputs[modality]).any(axis=-1))
 
 
 def _save(figure: Figure, path: Path) -> None:

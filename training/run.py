@@ -26,7 +26,7 @@ from tqdm import tqdm
 import architectures
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
-from data.tiles import Dataset, TileFile, select
+from data.tiles import Dataset, TileFile, describe_absent, select
 from training import imbalance
 from training import precision as precisions
 from training.allocator import keep_freed_memory
@@ -126,12 +126,17 @@ class Plan:
         count = self.model.count_params()
         trained = sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
         frozen = f" ({trained:,} trained, frozen: {', '.join(training.frozen)})" if training.frozen else ""
-        about_imbalance = imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
-        notes = {"train": self.train.file.mask_note, "val": self.val.file.mask_note}
-        if len(set(notes.values())) == 1:
-            about_masks = [note for note in (notes["val"],) if note]
+        masks = {"train": self.train.file.mask_note, "val": self.val.file.mask_note}
+        notes = [
+            f"{split}: {absent}"
+            for split, source in (("train", self.train), ("val", self.val))
+            if (absent := describe_absent(source.file, source.names, source.modalities))
+        ]
+        notes += imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
+        if len(set(masks.values())) == 1:
+            notes += [masks["val"]] if masks["val"] else []
         else:
-            about_masks = [f"{split} tiles: {note}" for split, note in notes.items() if note]
+            notes += [f"{split} tiles: {note}" for split, note in masks.items() if note]
         return (
             f"{self.recipe.architecture.name}: {count:,} parameters{frozen}; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
@@ -140,7 +145,7 @@ class Plan:
             f"{f', {training.part_size} at a time,' if training.accumulate > 1 else ''} an epoch, "
             f"at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
-            + "".join(f"\n{line}" for line in (*about_imbalance, *about_masks))
+            + "".join(f"\n{line}" for line in notes)
         )
 
 

@@ -13,6 +13,8 @@ from architectures import blocks
 
 # Every layer that the architectures are made of, with arguments that differ from the defaults, and its input's shape.
 LAYERS: dict[str, tuple[dict[str, Any], Any]] = {
+    "AbsentToZero": ({}, (2, 8, 8, 3)),
+    "PresentNormalization": ({"epsilon": 1e-2}, (2, 8, 8, 3)),
     "DoubleConvolution": ({"width": 4, "slope": 0.2, "dropout": 0.3}, (2, 8, 8, 3)),
     "Fusion": (
         {"modalities": 2, "width": 4, "slope": 0.2, "dropout": 0.3, "excite": True},
@@ -102,6 +104,71 @@ def test_excitation_scales_each_branch_by_a_gate_of_its_mean() -> None:
         expected += y / (1 + np.exp(-(hidden @ second + bias_2)))
     np.testing.assert_allclose(call(excited, x), expected, atol=1e-5)
     assert np.abs(call(plain, x) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("excite", [False, True])
+def test_an_absent_modality_is_left_out_sample_by_sample(excite: bool, dtype: str) -> None:
+    """The sum is that of the branches of what is there, and the absent one's weights do not count."""
+    layer = blocks.Fusion(3, 4, excite=excite, dtype=dtype)
+    x = [random(4, 6, 6, 3), random(4, 6, 6, 2, seed=1), random(4, 6, 6, 1, seed=2)]
+    layer(x)
+    for i, weight in enumerate(layer.weights):
+        weight.assign(weight + 0.3 * random(*weight.shape, seed=i) ** 2)
+    absent = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]], bool)  # samples × modalities
+    given = [np.where(absent[:, i, None, None, None], np.nan, one).astype("float32") for i, one in enumerate(x)]
+    maps = []
+    for i, one in enumerate(x):
+        y = layer.branches[i](one)
+        if excite:
+            gate = layer.squeezes[i](keras.ops.mean(y, axis=(1, 2), keepdims=True))
+            y = y * layer.excitations[i](keras.ops.leaky_relu(gate, negative_slope=0.2))
+        maps.append(keras.ops.convert_to_numpy(y))
+    fused = call(layer, given)
+    np.testing.assert_array_equal(fused[0], maps[0][0] + maps[1][0] + maps[2][0])
+    np.testing.assert_array_equal(fused[1], maps[0][1] + maps[2][1])
+    np.testing.assert_array_equal(fused[2], maps[1][2])
+    assert not fused[3].any()
+    of_the_second = [part[1] for part in (layer.branches, layer.squeezes, layer.excitations) if part]
+    for weight in (weight for one in of_the_second for weight in one.weights):
+        weight.assign(weight * 2 + 1)
+    changed = call(layer, given)
+    np.testing.assert_array_equal(changed[1], fused[1])
+    assert np.abs(changed[0] - fused[0]).max() > 1e-2 and np.abs(changed[2] - fused[2]).max() > 1e-2
+
+
+def test_zeros_are_values_and_a_gap_in_a_modality_is_zeros() -> None:
+    layer = blocks.Fusion(2, 4)
+    x = [random(1, 6, 6, 3), np.zeros((1, 6, 6, 2), "float32")]
+    layer(x)
+    for weight in layer.branches[1].weights:
+        weight.assign(weight + 0.5)
+    expected = call(layer, x)
+    assert np.abs(expected - call(layer.branches[0], x[0])).max() > 1e-2
+    gaps = [x[0], np.full_like(x[1], np.nan)]
+    gaps[1][0, 2, 3, 1] = 0
+    np.testing.assert_array_equal(call(layer, gaps), expected)
+    single = blocks.Fusion(1, 4)
+    assert np.isfinite(call(single, x[:1])).all() and np.isnan(call(single, [x[0] * np.nan])).all()
+
+
+def test_normalisation_learns_of_the_samples_that_are_present() -> None:
+    layer, reference = blocks.PresentNormalization(), keras.layers.BatchNormalization()
+    x = 3 * random(5, 6, 7, 3) + np.arange(5, dtype="float32")[:, None, None, None]
+    present = np.array([1, 0, 1, 1, 0], bool)
+    y = keras.ops.convert_to_numpy(layer(x, training=True, present=present[:, None, None, None]))
+    expected = keras.ops.convert_to_numpy(reference(x[present], training=True))
+    np.testing.assert_allclose(y[present], expected, atol=1e-5)
+    for ours, theirs in zip(layer.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    before = layer.get_weights()
+    nobody = keras.ops.convert_to_numpy(layer(x, training=True, present=np.zeros((5, 1, 1, 1), bool)))
+    for ours, theirs in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(nobody, call(layer, x), atol=1e-5)
+    layer.trainable = False
+    np.testing.assert_array_equal(layer(x, training=True, present=present[:, None, None, None]), call(layer, x))
 
 
 def test_patches_are_flattened_row_column_channel() -> None:

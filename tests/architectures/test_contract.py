@@ -178,6 +178,26 @@ class TestContract:
             assert (size < 1e-3) if id(variable) in without else (size > 1e-3), (variable.path, size)
         scatter(model)  # the call in training moved the moving statistics
 
+    def test_a_modality_may_be_absent_from_a_sample(self, case: str) -> None:
+        model = standard(case)
+        x = examples(model)
+        present = outputs(model, x)
+        x["dem"][1] = np.nan
+        mixed = outputs(model, x)
+        zeros = outputs(model, {**x, "dem": np.nan_to_num(x["dem"])})
+        for key, probs in mixed.items():
+            assert np.isfinite(probs).all()
+            np.testing.assert_allclose(probs[0], present[key][0], atol=1e-6)
+            assert np.abs(probs[1] - present[key][1]).max() > 1e-3
+            left_out = case not in CONCATENATED  # else it is 0
+            assert (np.abs(probs[1] - zeros[key][1]).max() > 1e-4) == left_out
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(y[..., 0]) for y in model(x, training=True).values())
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_weights])
+        assert all(np.isfinite(gradient).all() for gradient in gradients)
+        assert all(np.isfinite(weight).all() for weight in model.get_weights())
+        scatter(model)  # the call in training moved the moving statistics
+
     def test_dropout_is_on_in_training_only(self, case: str) -> None:
         model = standard(case)
         x = examples(model)
@@ -445,6 +465,7 @@ def test_same_weights_predict_the_same_on_jax(tmp_path: Path) -> None:
     for number, case in enumerate(cases):
         model = small(case)
         x: dict[str, Any] = examples(model)
+        x["dem"][1] = np.nan  # absent
         model.save_weights(tmp_path / f"{number}.weights.h5")
         np.savez(tmp_path / f"{number}.x.npz", **x)
         expected[number] = outputs(model, x)

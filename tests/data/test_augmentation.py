@@ -163,7 +163,9 @@ def test_one_generator_state_makes_one_patch_and_sources_stay_as_they_are() -> N
         np.testing.assert_array_equal(mask, again)
         for name in INPUTS:
             np.testing.assert_array_equal(first[name], second[name])
-            assert np.isfinite(first[name]).all() and first[name].dtype == np.float32
+            gone = np.isnan(first[name])
+            assert gone.all() or not gone.any()
+            assert not np.isinf(first[name]).any() and first[name].dtype == np.float32
             np.testing.assert_array_equal(INPUTS[name], before[name])
 
 
@@ -304,8 +306,8 @@ def test_noise_is_normal_and_new_in_every_pixel_and_band() -> None:
 def test_some_modality_always_stays() -> None:
     def left(seed: int, probability: float) -> tuple[str, ...]:
         inputs = of_values(seed, drop=probability)
-        assert all(not x.any() or x is VALUES[name] for name, x in inputs.items())
-        return tuple(name for name, x in inputs.items() if x.any())
+        assert all(np.isnan(x).all() or x is VALUES[name] for name, x in inputs.items())
+        return tuple(name for name, x in inputs.items() if not np.isnan(x).any())
 
     assert {left(seed, 1.0) for seed in range(40)} == {("optical",), ("dem",), ("thermal",)}
     halves = Counter(left(seed, 0.5) for seed in range(800))
@@ -313,6 +315,29 @@ def test_some_modality_always_stays() -> None:
     assert 60 < halves["optical", "dem", "thermal"] < 145 and 90 < halves["dem",] < 180  # 1/8; 1/8 + 1/3 of 1/8
     inputs, _ = augment({"dem": VALUES["dem"]}, CLASSES, Augmentation(drop=1.0), np.random.default_rng(0))
     assert inputs["dem"] is VALUES["dem"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
+def test_an_absent_modality_stays_absent_and_leaves_the_others_as_they_are(drop: float) -> None:
+    absent = {name: np.full_like(x, np.nan) if name == "dem" else x for name, x in VALUES.items()}
+    kept = set()
+    for seed in range(30):
+        settings = Augmentation(**AT_WORK, drop=drop)
+        inputs, mask = augment(absent, CLASSES, settings, np.random.default_rng(seed))
+        again, _ = augment(absent, CLASSES, settings, np.random.default_rng(seed))
+        assert list(inputs) == list(VALUES) and np.isnan(inputs["dem"]).all()
+        assert {name: x.shape for name, x in inputs.items()} == {name: x.shape for name, x in VALUES.items()}
+        _, expected = augment(VALUES, CLASSES, settings, np.random.default_rng(seed))
+        np.testing.assert_array_equal(mask, expected)
+        there = {name for name, x in inputs.items() if np.isfinite(x).all()}
+        assert there and all(np.isnan(inputs[name]).all() for name in inputs.keys() - there)
+        kept |= {tuple(sorted(there))}
+        for name, x in inputs.items():
+            np.testing.assert_array_equal(x, again[name])
+    both = {("optical", "thermal")}
+    ones = {("optical",), ("thermal",)}
+    assert kept == (both if drop == 0 else ones if drop == 1 else both | ones)
 
 
 # Affine maps

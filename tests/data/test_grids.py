@@ -24,6 +24,7 @@ from data.grids import (
     overlaps,
     pixels_per_target,
     read,
+    read_derived,
     read_grid,
     target_grid,
     tile_windows,
@@ -65,8 +66,8 @@ def test_grid_knows_bounds_resolution_and_crs() -> None:
     assert not grid.geographic
     assert Grid(DEGREES, (0.01, 0, 87, 0, -0.02, 28), 5, 5).geographic
     rotated = Grid(UTM, (3, 4, 0, 4, -3, 0), 10, 10)
-    assert rotated.resolution == (5, 5)
-    assert rotated.bounds == (0, -30, 70, 40)
+    assert rotated.resolution == pytest.approx((5, 5))
+    assert rotated.bounds == pytest.approx((0, -30, 70, 40))
     assert not rotated.north_up
 
 
@@ -322,7 +323,9 @@ def test_the_mean_of_what_a_coarser_pixel_covers(write_raster: WriteRaster, tmp_
     with np.errstate(invalid="ignore"):
         expected = np.where(here >= 5, np.nansum(blocks, axis=2) / here, np.nan)
     np.testing.assert_allclose(read(path, [1, 2], target), expected, rtol=1e-4)
-    assert "mean of about 9 pixels" in describe_warp(path, target)
+    assert describe_warp(path, target) == (
+        f"{path}: warped from EPSG:32645 at 30 m to EPSG:32645 at 90 m by the mean of about 9 pixels"
+    )
 
 
 @pytest.mark.parametrize("turned", [0, 15, 42])
@@ -376,6 +379,36 @@ def test_what_is_read_does_not_depend_on_how_the_target_is_divided(
         np.testing.assert_allclose(mosaic, whole, atol=1e-5)
 
 
+def test_centres_on_a_border_between_pixels_fall_on_one_side_of_it(write_raster: WriteRaster, tmp_path: Path) -> None:
+    left, top, side = 500_000.7, 7_654_321.3, 0.3
+    rows, columns = np.meshgrid(np.arange(200) % 2, np.arange(200) % 2, indexing="ij")
+    path = write_raster(tmp_path / "a.tif", (2 * rows + columns).astype(np.uint8), UTM, (side, 0, left, 0, -side, top))
+    target = target_grid(path, resolution=2 * side)
+    values = [
+        read(path, [1], target.window(window), kind="classes").ravel()
+        for size in (7, 100)
+        for window in tile_windows(target, size)
+    ]
+    assert len(np.unique(np.concatenate(values))) == 1
+
+
+@pytest.mark.parametrize("side", [30.0, 17.0])
+def test_what_is_derived_from_neighbours_has_no_seams(write_raster: WriteRaster, tmp_path: Path, side: float) -> None:
+    def gradient(values: Values, grid: Grid) -> Values:
+        across = np.pad(values[:, 2:] - values[:, :-2], ((0, 0), (1, 1), (0, 0)), constant_values=1e6)
+        return np.concatenate([values, across / grid.resolution[0]], axis=-1)
+
+    path = write_raster(tmp_path / "a.tif", np.random.default_rng(0).random((60, 70), dtype=np.float32))
+    target = target_grid(path, resolution=side)
+    inner = target.padded(-6)
+    whole = read_derived(path, [1], inner, gradient, 1)
+    assert whole.shape == (inner.height, inner.width, 2)
+    assert np.abs(whole).max() < 2
+    for window in tile_windows(inner, 20):
+        part = read_derived(path, [1], inner.window(window), gradient, 1)
+        np.testing.assert_allclose(part, whole[window.slices], atol=1e-5)
+
+
 def test_reading_in_pieces_gives_the_same_in_less_memory(
     write_raster: WriteRaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,16 +451,18 @@ def test_a_projected_target_across_the_antimeridian_reads_both_ends_of_a_mosaic_
     write_raster: WriteRaster, tmp_path: Path
 ) -> None:
     columns = np.arange(3600, dtype=np.float32) + 0.5
-    longitudes = np.broadcast_to(-180 + columns / 10, (400, 3600))
+    longitudes = np.broadcast_to(-180 + columns / 10, (1000, 3600))
     cosines = np.dstack([np.cos(np.radians(longitudes)), np.sin(np.radians(longitudes))]).astype(np.float32)
-    path = write_raster(tmp_path / "a.tif", cosines, "EPSG:4326", (0.1, 0, -180, 0, -0.1, 90))
-    wrangel = utm(250_000, 7_900_000, 50, 80, side=4000, crs=rasterio.crs.CRS.from_epsg(32601).to_wkt())
-    pole = utm(-200_000, 200_000, 40, 40, side=10_000, crs=rasterio.crs.CRS.from_epsg(3413).to_wkt())
+    path = write_raster(tmp_path / "a.tif", cosines, "EPSG:4326", (0.1, 0, -180, 0, -0.02, 90))
+    wrangel = utm(250_000, 8_100_000, 50, 80, side=4000, crs=rasterio.crs.CRS.from_epsg(32601).to_wkt())
+    # The pole is between the places where it is looked up what lies under the target.
+    pole = utm(-210_000, 210_000, 40, 40, side=10_000, crs=rasterio.crs.CRS.from_epsg(3413).to_wkt())
     assert np.ptp(pixel_centres(wrangel, DEGREES)[0]) > 180
     for target in (wrangel, pole):
         longitude, latitude = pixel_centres(target, DEGREES)
         expected = np.stack([np.cos(np.radians(longitude)), np.sin(np.radians(longitude))], axis=-1)
         values = read(path, [1, 2], target)
+        assert np.isfinite(values).all()
         near = latitude > 89.8
         assert near.sum() <= 16
         np.testing.assert_allclose(values[~near], expected[~near], atol=0.01)

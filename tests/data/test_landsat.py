@@ -13,9 +13,10 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from console import UserError
-from data.acquisitions import OPTICAL, SURFACE, TOA, Acquisition, Affine, read_acquisition
+from data.acquisitions import OPTICAL, TOA, Acquisition, Affine, read_acquisition
 from data.grids import read_grid
 from data.landsat import landsat
+from data.tiles import SURFACE
 
 Write = Callable[..., Path]
 

@@ -20,6 +20,7 @@ from data.augmentation import Augmentation
 from data.loader import PatchSource, TrainingPatches, WholePatches, encode_region, sample_window
 from data.normalisation import Statistics
 from data.tiles import IGNORE, TWO_CLASSES, TileFile, TileWriter
+from data.windows import Window
 
 PATCH = 16
 SIZES = [(16, 16), (17, 35), (40, 16), (7, 20), (48, 64)]  # as large as the patch, odd, smaller, a multiple
@@ -54,6 +55,32 @@ def training(path: Path, *, seed: int = 0, epoch: int = 0, **changes: Any) -> Tr
 
 def assert_equal(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
     keras.tree.map_structure(np.testing.assert_array_equal, list(first), list(second))
+
+
+# Modalities that some tiles lack
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_absent_modality_is_nan_and_gaps_are_zero(tmp_path: Path, scaled: bool) -> None:
+    bands = {"optical": ["a"], "sar": ["vv", "vh"]}
+    with TileWriter(tmp_path / "t.hdf5", TWO_CLASSES, bands) as writer:
+        for number, size in enumerate(((7, 20), (40, 16))):
+            gap = np.ones((*size, 1), np.float32)
+            gap[2:4, 3] = np.nan
+            more = {} if number == 0 else {"sar": np.full((*size, 2), 3.0)}
+            writer.add(f"t{number}", {"optical": gap} | more, np.ones(size), np.ones(size))
+    statistics = Statistics("minmax", {"optical": (0,), "sar": (1, 1)}, {"optical": (1,), "sar": (2, 2)}, "a test")
+    cut = source(tmp_path / "t.hdf5", modalities=("sar", "optical"), statistics=statistics if scaled else None)
+    assert cut.present_of_tiles == (("optical",), ("sar", "optical"))
+    inputs, labels = cut.cut(0, Window(0, 4, PATCH, PATCH))
+    assert list(inputs) == ["sar", "optical"] and inputs["sar"].dtype == np.float32
+    assert inputs["sar"].shape == (PATCH, PATCH, 2) and np.isnan(inputs["sar"]).all()
+    assert (inputs["optical"][:7] == 1).all() and not inputs["optical"][7:].any() and (labels[7:] == IGNORE).all()
+    inputs, _ = cut.cut(1, Window(0, 0, PATCH, PATCH))
+    assert (inputs["sar"] == (1 if scaled else 3)).all()
+    assert not inputs["optical"][2:4, 3].any() and inputs["optical"].sum() == PATCH**2 - 2
+    batch, _ = WholePatches(cut, ["output"], 2)[0]
+    assert np.isnan(batch["sar"]).all() and not np.isnan(batch["optical"]).any()
 
 
 # Training patches

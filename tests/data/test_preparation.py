@@ -91,17 +91,16 @@ def tiles(target: Path) -> list[tuple[TileFile, str]]:
 def mosaic(target: Path, layer: Callable[[TileFile, str], NDArray[Any]]) -> NDArray[Any]:
     """Lay the tiles back on the scene's grid, and check that no pixel comes twice."""
     seen = np.zeros((HEIGHT, WIDTH), int)
-    whole: NDArray[Any] | None = None
+    first = layer(*tiles(target)[0])
+    whole = np.zeros((HEIGHT, WIDTH, *first.shape[2:]), first.dtype)
     for file, name in tiles(target):
         values = layer(file, name)
         attributes = file.info(name).attributes
         top, left = int(attributes["scene_row"]), int(attributes["scene_column"])
-        if whole is None:
-            whole = np.zeros((HEIGHT, WIDTH, *values.shape[2:]), values.dtype)
         place = np.s_[top : top + values.shape[0], left : left + values.shape[1]]
         whole[place] = values
         seen[place] += 1
-    assert (seen == 1).all() and whole is not None
+    assert (seen == 1).all()
     return whole
 
 
@@ -120,9 +119,10 @@ def test_tiles_know_their_place_and_their_scene(folder: Path) -> None:
     target, _ = prepare(folder, content())
     for file, name in tiles(target):
         info = file.info(name)
-        row, column = info.attributes["scene_row"], info.attributes["scene_column"]
-        assert info.transform == (PIXEL, 0, LEFT + column * PIXEL, 0, -PIXEL, TOP - row * PIXEL)
+        row, column = int(info.attributes["scene_row"]), int(info.attributes["scene_column"])
+        assert list(info.transform or ()) == [PIXEL, 0, LEFT + column * PIXEL, 0, -PIXEL, TOP - row * PIXEL]
         assert (info.region, info.attributes["scene"], info.attributes["date"]) == ("HMA", "hunza", "2019-08-02")
+        assert file.level_note == ""
         assert file.bands == {"optical": ["red", "swir1"]}
         entry = file.provenance["modalities"]["optical"]
         assert (entry["unit"], entry["level"]) == ("reflectance", "L1C")
@@ -406,8 +406,10 @@ def test_a_landsat_product_becomes_reflectance_with_clouds_in_no_class(
         "Landsat 8 OLI/TIRS",
     )
     assert file.info(name).attributes["date"] == "2019-08-02"
+    assert "`optical` (L2SP) is surface reflectance" in file.level_note
     entry["hiding"] = []
-    target, _ = prepare(folder, described, "open")
+    target, report = prepare(folder, described | {"statistics": "published"}, "open")
+    assert any("`optical` (L2SP) is surface reflectance" in line for line in report.warnings)
     assert not (mosaic(target, lambda file, name: file.mask(name)) == IGNORE).any()
 
 

@@ -12,9 +12,10 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from console import UserError
-from data.acquisitions import OPTICAL, SURFACE, TOA, Acquisition, Affine, Hidden, read_acquisition
+from data.acquisitions import OPTICAL, TOA, Acquisition, Affine, Hidden, read_acquisition
 from data.grids import read_grid
 from data.sentinel2 import HIDING, sentinel2
+from data.tiles import SURFACE
 
 Write = Callable[..., Path]
 

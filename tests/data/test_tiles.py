@@ -22,12 +22,15 @@ from data.tiles import (
     IGNORE,
     TWO_CLASSES,
     ClassInfo,
+    TileContents,
     TileFile,
     TileInfo,
     TileWriter,
+    describe_absent,
     find_dataset,
     replacing_dataset,
     select,
+    write_splits,
 )
 from data.windows import Window
 
@@ -176,7 +179,8 @@ def test_statistics_may_be_fitted_while_writing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, mask, valid: ({"optical": m["optical"]}, mask, valid), "modalities"),
+        (lambda m, mask, valid: ({}, mask, valid), "one or more of"),
+        (lambda m, mask, valid: ({**m, "sar": m["dem"]}, mask, valid), "has modalities .*'sar'.* expected"),
         (lambda m, mask, valid: ({**m, "dem": m["dem"][:, :, :1]}, mask, valid), "'dem' has shape"),
         (lambda m, mask, valid: ({**m, "dem": m["dem"][1:]}, mask, valid), "'dem' has shape"),
         (lambda m, mask, valid: (m, np.full_like(mask, 4), valid), "class ids"),
@@ -507,7 +511,10 @@ def all_nan(group: h5py.Group) -> None:
 
 
 PROBLEMS: dict[str, tuple[Callable[[h5py.Group], object], list[str]]] = {
-    "missing modality": (lambda group: group.pop("dem"), ["no modality `dem`", "`optical`"]),
+    "no modality": (
+        lambda group: [group.pop(key) for key in BANDS],
+        ["no modality of `optical`, `dem`", "it has none"],
+    ),
     "other channel count": (
         lambda group: replace(group, "dem", np.zeros((32, 40, 3))),
         ["`dem` has 3 channels", "'t0' it has 2"],
@@ -550,11 +557,97 @@ def test_check_lists_all_problems_at_once(tmp_path: Path, write_tiles: Write) ->
         assert all(text in line for text in expected)
 
 
+def test_check_says_which_modality_no_tile_has(tmp_path: Path, write_tiles: Write) -> None:
+    path = write_tiles(tmp_path / "t.hdf5")
+    expected = "no modality `sar`, `thermal` in any tile, it has `dem`, `optical`"
+    assert TileFile(path).check(["optical", "sar", "thermal"]) == [f"{path}: {expected}"]
+    assert TileFile(path).check(["sar", "thermal"]) == [f"{path}: {expected}"]
+
+
 def test_check_leaves_other_modalities_alone(tmp_path: Path, write_tiles: Write) -> None:
     path = write_tiles(tmp_path / "t.hdf5")
     with h5py.File(path, "r+") as raw:
         raw["t1"].pop("dem")
     assert TileFile(path).check(["optical"]) == []
+
+
+# -- modalities that some tiles lack -------------------------------------------------------------------------
+
+
+def write_absent(path: Path) -> Path:
+    """Write tiles `a` without optical, `b` with all, `c` without DEM where it counts, `d` without a valid pixel."""
+    with TileWriter(path, CLASSES, BANDS, STATISTICS) as writer:
+        for name in "abcd":
+            modalities, mask, valid = arrays(ord(name))
+            if name == "a":
+                del modalities["optical"]
+            if name == "c":
+                modalities["dem"][valid] = np.nan
+            writer.add(name, modalities, mask, valid & (name != "d"))
+    return path
+
+
+def test_a_tile_may_lack_modalities_that_others_have(tmp_path: Path) -> None:
+    file = TileFile(write_absent(tmp_path / "t.hdf5"))
+    assert [set(file.present(name)) for name in file.names] == [{"dem"}, {"dem", "optical"}, {"optical"}, set(BANDS)]
+    assert file.bands == BANDS
+    assert file.check(["optical", "dem"]) == [f"{file.path}: tile 'd': no valid pixel"]
+    read = file.read("a", ["optical", "dem"], Window(2, 3, 16, 4))
+    assert list(read) == ["optical", "dem"] and read["optical"].dtype == np.float32
+    assert read["optical"].shape == (4, 4, 3) and np.isnan(read["optical"]).all()
+    np.testing.assert_array_equal(read["dem"], arrays(ord("a"))[0]["dem"][2:, 3:7])
+    np.testing.assert_array_equal(file.read("b", ["dem"])["dem"], arrays(ord("b"))[0]["dem"])
+    chosen = file.choose({"optical": ["blue", "red"]})
+    assert chosen.read("a", ["optical"])["optical"].shape == (6, 8, 2)
+    assert chosen.read("b", ["optical"])["optical"].shape == (6, 8, 2)
+    with pytest.raises(UserError, match=r"tile 'a' has no `sar`, it has `dem`"):
+        file.read("a", ["optical", "sar"])
+    assert (
+        describe_absent(file, file.names, ["dem", "optical"])
+        == "dem absent in 1 of 4 tiles, optical absent in 1 of 4 tiles"
+    )
+    assert describe_absent(file, ["b", "d"], ["dem", "optical"]) == ""
+
+
+def test_bands_without_names_are_known_where_the_first_tile_lacks_them(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "t.hdf5", "w") as raw:
+        raw["HMA-1/dem"] = np.ones((4, 5, 2))
+        raw["HMA-2/dem"], raw["HMA-2/mine"] = np.ones((4, 5, 2)), np.ones((4, 5, 3))
+    file = TileFile(tmp_path / "t.hdf5")
+    assert file.bands["mine"] == ["mine_1", "mine_2", "mine_3"] and file.modalities == {"dem": 2, "mine": 3}
+    assert np.isnan(file.read("HMA-1", ["mine"])["mine"]).all() and file.published
+    assert file.check(["dem", "mine"], labelled=False) == []
+
+
+def test_the_digest_tells_absent_from_there(tmp_path: Path) -> None:
+    digests = set()
+    changes: tuple[dict[str, float], ...] = ({}, {"optical": np.nan}, {"optical": 0})
+    for number, absent in enumerate(changes):
+        modalities, mask, valid = arrays()
+        modalities |= {name: np.full_like(modalities[name], value) for name, value in absent.items()}
+        for left_out in {False, number == 1}:
+            path = tmp_path / f"{number}{left_out}.hdf5"
+            with TileWriter(path, CLASSES, BANDS) as writer:
+                writer.add("a", {"dem": modalities["dem"]} if left_out else modalities, mask, valid)
+            digests.add(TileFile(path).digest)
+    assert len(digests) == 3  # left out and all NaN are the same
+
+
+def test_statistics_are_of_the_tiles_that_have_a_modality(tmp_path: Path) -> None:
+    tiles = {}
+    for name in "abc":
+        modalities, mask, valid = arrays(ord(name))
+        tiles[name] = TileContents(name, modalities, mask, valid)
+    del tiles["a"].modalities["optical"]
+    tiles["c"].modalities["optical"][:] = np.nan
+    write_splits(tmp_path, {"train": "abc", "val": "b"}, tiles.__getitem__, CLASSES, BANDS, {})
+    expected = fit([({"optical": tiles["b"].modalities["optical"]}, tiles["b"].valid)])
+    for split in ("train", "val"):
+        statistics = TileFile(tmp_path / f"{split}.hdf5").statistics
+        assert statistics is not None and statistics.shift["optical"] == expected.shift["optical"]
+    with pytest.raises(UserError, match="no training tile has `optical`"):
+        write_splits(tmp_path / "none", {"train": "a", "val": "b"}, tiles.__getitem__, CLASSES, BANDS, {})
+    assert not list((tmp_path / "none").glob("*"))
 
 
 # -- datasets ------------------------------------------------------------------------------------------------

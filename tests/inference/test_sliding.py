@@ -53,6 +53,22 @@ def test_a_constant_stays_constant(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_an_absent_modality_is_absent_from_every_window(size: tuple[int, int]) -> None:
+    """Also where a window reaches beyond the array."""
+    seen: list[Floats] = []
+
+    def noting(batch: dict[str, Floats]) -> Floats:
+        seen.extend(batch["sar"])
+        return batch["optical"]
+
+    there, absent = image(*size), image(*size)
+    there["sar"], absent["sar"] = np.ones((*size, 1), np.float32), np.full((*size, 1), np.nan, np.float32)
+    one, other = blend_all(noting, [there, absent], patch=PATCH, num_outputs=2, batch=1)
+    assert not np.isnan(seen[: len(seen) // 2]).any() and np.isnan(seen[len(seen) // 2 :]).all()
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [None, 5, PATCH])
 def test_the_identity_reproduces_its_input(size: tuple[int, int], stride: int | None) -> None:
     inputs = image(*size)

@@ -700,7 +700,12 @@ NO_GLACIER = (ClassInfo("background"), ClassInfo("lake"))
         ({}, {"bands": {**BANDS, "dem": ["z"]}}, {}, r"val.hdf5 has channels .*'dem': 1.*train.hdf5 has .*'dem': 2"),
         ({}, {"classes": THREE_CLASSES}, {}, r"have different classes"),
         ({}, {"applied": True}, {}, r"val.hdf5 and .*train.hdf5 the values of one only are scaled already"),
-        ({}, {"bands": {"dem": ["z", "slope"]}}, {}, r"val.hdf5: tile 't': no modality `optical`, `sar`, it has `dem`"),
+        (
+            {},
+            {"bands": {"dem": ["z", "slope"]}},
+            {},
+            r"val.hdf5: no modality `optical`, `sar` in any tile, it has `dem`",
+        ),
         ({"classes": NO_GLACIER}, {"classes": NO_GLACIER}, {}, r"no class is flagged as glacier"),
         (
             {"classes": THREE_CLASSES},
@@ -710,7 +715,7 @@ NO_GLACIER = (ClassInfo("background"), ClassInfo("lake"))
         ),
         ({}, {}, {"output_weights": {"deepsupervision": 0.5}}, r"no output deepsupervision; there are output"),
         ({}, {}, {"output_losses": {"outptu": {"dice": {}}}}, r"output_losses: no output outptu; there are output"),
-        ({}, {}, {"inputs": ["optical", "thermal"]}, r"train.hdf5: tile 't': no modality `thermal`"),
+        ({}, {}, {"inputs": ["optical", "thermal"]}, r"train.hdf5: no modality `thermal` in any tile"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_start(
