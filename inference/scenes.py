@@ -1,0 +1,382 @@
+"""Whole scenes: read window by window, predicted strip by strip, written as rasters of classes and of confidence.
+
+A strip is some rows of windows. Each is predicted on its own and kept in a working folder beside the rasters, so that
+an interrupted prediction goes on with the strips that are missing, and strips can be predicted in any order and place;
+windows that reach into a strip from above are predicted with it once more, so that the seams can't be seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window as RasterWindow
+
+from console import UserError, progress, remove_leftovers, replacing, warn
+from data.grids import Grid
+from data.normalisation import Statistics, scaled
+from data.scenes import Scene, hidden, read_source
+from data.tiles import IGNORE, ClassInfo
+from data.windows import Window, starts
+from inference.sliding import Floats, Piece, Predict, blend_rows, pieces
+
+ROWS = 16
+"""Rows of windows in a strip: one more is predicted for each, so that few are cheap and none is costly to lose."""
+
+SCALE = 1e-4
+"""Stored number × this = probability; rasters of probabilities are uint16."""
+
+UNSEEN = 65535
+"""The stored number that means nodata."""
+
+_BLOCK = 256  # pixels a side of the rasters' blocks
+_FORMAT = 1  # of the working folder: another one is not taken up
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """A scene as the windows of a model's inputs.
+
+    Args:
+        scene: The scene.
+        modalities: Modality → names of its bands, in the model's order.
+        statistics: What values are scaled with; None: only NaN becomes 0.
+        vectors: Inputs that go with every window, such as a location `(L,)`.
+    """
+
+    scene: Scene
+    modalities: Mapping[str, tuple[str, ...]]
+    statistics: Statistics | None
+    vectors: Mapping[str, Floats]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.scene.grid.height
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.scene.grid.width
+
+    def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
+        """Return the scaled inputs of a window and where the scene was seen; what lies beyond the scene is cut.
+
+        A modality without a value in the window is absent: NaN everywhere.
+        """
+        rows, columns = (
+            range(*part.indices(side)) for part, side in zip(window.slices, (self.height, self.width), strict=True)
+        )
+        grid = self.scene.grid.window(Window(rows.start, columns.start, len(rows), len(columns)))
+        inputs: dict[str, Floats] = dict(self.vectors)
+        seen = np.ones((grid.height, grid.width), bool)
+        for modality, bands in self.modalities.items():
+            source = self.scene.sources.get(modality)
+            values = np.full((grid.height, grid.width, len(bands)), np.nan, np.float32)
+            if source is not None:
+                read, _ = read_source(source, grid)
+                values = read[..., [source.bands.index(name) for name in bands]]
+                if source.required:
+                    seen &= np.isfinite(values).any(axis=-1)
+            known = np.isfinite(values).any()
+            inputs[modality] = scaled(self.statistics, modality, values) if known else values
+        # A source that no modality of the model is required of still says where the scene is.
+        for modality, source in self.scene.sources.items():
+            if source.required and modality not in self.modalities:
+                seen &= np.isfinite(read_source(source, grid)[0]).any(axis=-1)
+        return inputs, seen & ~hidden(self.scene, grid)
+
+
+def scene_source(
+    scene: Scene,
+    modalities: Mapping[str, Sequence[str]],
+    statistics: Statistics | None,
+    vectors: Mapping[str, Floats],
+    name: str,
+) -> SceneSource:
+    """Return a scene as a model's inputs, or say what keeps the model from it.
+
+    A modality that the scene lacks is absent, with a warning, as long as the scene has another.
+
+    Args:
+        scene: The scene.
+        modalities: Modality → names of the bands that the model reads, in its order.
+        statistics: What values are scaled with.
+        vectors: Inputs that go with every window.
+        name: What messages call the model.
+
+    Raises:
+        UserError: If the scene has none of the modalities, or bands of one are missing.
+    """
+    missing = [modality for modality in modalities if modality not in scene.sources]
+    if len(missing) == len(modalities):
+        raise UserError(
+            f"scene {scene.name!r} has {', '.join(scene.sources)}; {name!r} was trained on {', '.join(modalities)}: give "
+            "at least one of these"
+        )
+    for modality, bands in modalities.items():
+        source = scene.sources.get(modality)
+        if source is not None and (lacking := [band for band in bands if band not in source.bands]):
+            raise UserError(
+                f"scene {scene.name!r}: {modality} has the bands {', '.join(source.bands)}; {name!r} was trained on "
+                f"{', '.join(bands)}: {', '.join(lacking)} is missing; name the bands of the files with "
+                f"--set modalities.{modality}.bands=[{','.join(bands)}]"
+            )
+    if missing:
+        warn(
+            f"scene {scene.name}: {', '.join(missing)} is absent; {name!r} was trained with it, and is right without it "
+            "as far as it was trained with augmentation.drop"
+        )
+    return SceneSource(scene, {key: tuple(bands) for key, bands in modalities.items()}, statistics, vectors)
+
+
+@dataclass(frozen=True)
+class ScenePrediction:
+    """Where a scene's rasters are, and how it went.
+
+    `labels`: class ids, uint8, 255 = not seen. `confidence`: probability of the label, uint16 · `SCALE`. `probs`: of
+    each output, likewise, if asked for. `windows` counts what was predicted in this run, `seconds` what that took.
+    """
+
+    labels: Path
+    confidence: Path
+    probs: Path | None
+    windows: int
+    seconds: float
+    resumed: int
+
+
+def predict_scene(
+    predict: Predict,
+    source: SceneSource,
+    folder: Path,
+    *,
+    classes: Sequence[ClassInfo],
+    num_outputs: int,
+    patch: int,
+    overlap: float = 0.5,
+    batch: int = 4,
+    keep_probs: bool = False,
+    described: Mapping[str, Any] | None = None,
+    finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]] | None = None,
+) -> ScenePrediction:
+    """Predict a scene into `folder/{labels,confidence}.tif`, in memory that does not grow with its height.
+
+    Args:
+        predict: The model, called with exactly `batch` patches.
+        source: The scene.
+        folder: Where the rasters go; each is there when it is whole.
+        classes: The class list.
+        num_outputs: Number K of probabilities of a pixel.
+        patch: Side of a window in pixels.
+        overlap: Share of a window that its neighbour has, too, 0 … 1 exclusive.
+        batch: Windows predicted at once.
+        keep_probs: Whether the probabilities of all outputs are kept, as `probs.tif`.
+        described: What the rasters say of their making; with the scene's files it decides whether an unfinished
+            prediction is taken up.
+        finish: Turns probabilities `(h, w, K)` into calibrated ones of each class and labels; None: the probabilities
+            themselves, and the most probable class.
+
+    Raises:
+        UserError: If a raster can't be read, or the model returns anything but numbers.
+    """
+    stride = max(1, round(patch * (1 - overlap)))
+    work = folder / ".unfinished"
+    facts = dict(described or {}) | {"overlap": overlap, "batch": batch, "patch": patch, "probs": keep_probs}
+    _open_work(work, source.scene, facts)
+    parts = pieces(source, patch, stride, ROWS)
+    missing = [number for number in range(len(parts)) if not _done(work, number).is_file()]
+    columns = len(starts(source.width, patch, stride))
+    windows = sum(len(parts[number].tops) for number in missing) * columns
+    began = time.perf_counter()
+    bar = progress(range(windows), "predict", total=windows, unit="window")
+    steps = iter(bar)
+
+    def counted(inputs: dict[str, Floats]) -> NDArray[np.floating]:
+        predicted = predict(inputs)
+        for _ in range(batch):
+            next(steps, None)
+        return predicted
+
+    for number in missing:
+        predict_strip(
+            counted, parts[number], work, number, num_outputs=num_outputs, patch=patch, stride=stride, batch=batch,
+            keep_probs=keep_probs, finish=finish or plain,
+        )  # fmt: skip
+    bar.close()
+    result = assemble(work, parts, source.scene, folder, classes, keep_probs, facts)
+    shutil.rmtree(work)
+    seconds = time.perf_counter() - began
+    return ScenePrediction(*result, windows, seconds, len(parts) - len(missing))
+
+
+def plain(probs: Floats) -> tuple[Floats, NDArray[np.uint8]]:
+    """Return the probability of every class `(h, w, K)` and the most probable one `(h, w)`."""
+    if probs.shape[-1] == 1:
+        probs = np.concatenate([1 - probs, probs], axis=-1)
+        return probs, (probs[..., 1] > 0.5).astype(np.uint8)
+    return probs, probs.argmax(axis=-1).astype(np.uint8)
+
+
+def predict_strip(
+    predict: Predict,
+    piece: Piece,
+    work: Path,
+    number: int,
+    *,
+    num_outputs: int,
+    patch: int,
+    stride: int,
+    batch: int,
+    keep_probs: bool,
+    finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]],
+) -> None:
+    """Predict one strip of a scene into the working folder; a strip with its note is finished.
+
+    Raises:
+        UserError: If a raster can't be read, or the model returns anything but numbers.
+    """
+    shape = (piece.bottom - piece.top, piece.source.width)
+    layers: dict[str, np.memmap[Any, Any]] = {}
+    remove_leftovers(*(_layer(work, number, name) for name in ("labels", "confidence", "probs")))
+    for rows in blend_rows(predict, [piece], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch):
+        if not np.isfinite(rows.probs).all():
+            raise UserError(
+                "the model returned values that are not numbers: its weights are damaged, or the precision is too low "
+                "for them (try --precision float32)"
+            )
+        probs, labels = finish(rows.probs)
+        of_label = np.take_along_axis(probs, labels[..., None].astype(np.intp), axis=-1)[..., 0]
+        found: dict[str, NDArray[Any]] = {
+            "labels": np.where(rows.seen, labels, np.uint8(IGNORE)),
+            "confidence": _stored(of_label, rows.seen),
+        }
+        if keep_probs:
+            found["probs"] = _stored(probs, rows.seen[..., None])
+        first = rows.top - piece.top
+        for name, values in found.items():
+            if name not in layers:
+                layers[name] = np.lib.format.open_memmap(
+                    _layer(work, number, name), "w+", values.dtype, (*shape, *values.shape[2:])
+                )
+            layers[name][first : first + len(values)] = values
+    for layer in layers.values():
+        layer.flush()
+    with replacing(_done(work, number)) as temporary:
+        temporary.write_text(json.dumps({"top": piece.top, "bottom": piece.bottom}))
+
+
+def assemble(
+    work: Path,
+    parts: Sequence[Piece],
+    scene: Scene,
+    folder: Path,
+    classes: Sequence[ClassInfo],
+    keep_probs: bool,
+    facts: Mapping[str, Any],
+) -> tuple[Path, Path, Path | None]:
+    """Write the rasters of a scene from its finished strips, block by block; return where they are."""
+    tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    tags["classes"] = json.dumps([asdict(info) for info in classes])
+    names = ["labels", "confidence", *(["probs"] if keep_probs else [])]
+    paths: dict[str, Path] = {}
+    for name in names:
+        paths[name] = folder / f"{name}.tif"
+        with replacing(paths[name]) as temporary:
+            first = np.load(_layer(work, 0, name), mmap_mode="r")
+            bands = first.shape[2] if first.ndim == 3 else 1
+            with rasterio.open(temporary, "w", **_profile(scene.grid, name, bands)) as dataset:
+                for number, piece in enumerate(parts):
+                    values = np.load(_layer(work, number, name), mmap_mode="r")
+                    for top in range(0, len(values), _BLOCK):
+                        block = np.asarray(values[top : top + _BLOCK])
+                        window = RasterWindow(0, piece.top + top, block.shape[1], len(block))
+                        dataset.write(
+                            block if block.ndim == 2 else np.moveaxis(block, -1, 0),
+                            *([1] if block.ndim == 2 else []),
+                            window=window,
+                        )
+                dataset.update_tags(**tags)
+                _describe(dataset, name, classes)
+    return paths["labels"], paths["confidence"], paths.get("probs")
+
+
+def _profile(grid: Grid, name: str, bands: int) -> dict[str, Any]:
+    return {
+        "driver": "GTiff",
+        "height": grid.height,
+        "width": grid.width,
+        "count": bands,
+        "dtype": "uint8" if name == "labels" else "uint16",
+        "nodata": IGNORE if name == "labels" else UNSEEN,
+        "crs": grid.crs,
+        "transform": rasterio.Affine(*grid.transform),
+        "compress": "deflate",
+        "BIGTIFF": "IF_SAFER",
+        **({"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK} if min(grid.height, grid.width) >= 16 else {}),
+    }
+
+
+def _describe(dataset: Any, name: str, classes: Sequence[ClassInfo]) -> None:
+    """Add what a GIS shows: colours and names of classes, scale and unit of probabilities."""
+    if name == "labels":
+        dataset.write_colormap(
+            1,
+            {
+                index: (*(int(info.color[place : place + 2], 16) for place in (1, 3, 5)), 255)
+                for index, info in enumerate(classes)
+            },
+        )
+        dataset.set_band_description(1, "class")
+        return
+    dataset.scales = (SCALE,) * dataset.count
+    dataset.offsets = (0.0,) * dataset.count
+    described = ["probability of the label"] if name == "confidence" else [info.name for info in classes]
+    for band, text in enumerate(described[: dataset.count], 1):
+        dataset.set_band_description(band, text)
+
+
+def build_overviews(path: Path) -> None:
+    """Add overviews to a raster, so that a GIS draws it at once: the nearest of classes, the mean of probabilities."""
+    with rasterio.open(path, "r+") as dataset:
+        factors = [factor for factor in (2, 4, 8, 16, 32) if min(dataset.shape) // factor >= 128]
+        if factors:
+            how = Resampling.nearest if dataset.dtypes[0] == "uint8" else Resampling.average
+            dataset.build_overviews(factors, how)
+
+
+def _stored(probs: NDArray[np.floating], seen: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    return np.where(seen, np.round(probs / SCALE), UNSEEN).astype(np.uint16)
+
+
+def _open_work(work: Path, scene: Scene, facts: Mapping[str, Any]) -> None:
+    """Make the working folder, or take up the one that is there if it is of the same scene, model and settings."""
+    files = sorted({path for source in scene.sources.values() for path in source.paths} | set(scene.hidden[0]))
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    plan = json.dumps([_FORMAT, facts, asdict(scene.grid), states, ROWS], sort_keys=True, default=str)
+    digest = hashlib.sha256(plan.encode()).hexdigest()
+    stored = work / "plan.txt"
+    if work.is_dir() and not (stored.is_file() and stored.read_text() == digest):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    if not stored.is_file():
+        with replacing(stored) as temporary:
+            temporary.write_text(digest)
+
+
+def _layer(work: Path, number: int, name: str) -> Path:
+    return work / f"{number:05d}-{name}.npy"
+
+
+def _done(work: Path, number: int) -> Path:
+    return work / f"{number:05d}.json"
