@@ -55,6 +55,7 @@ parity: .venv .venv-parity  ## the PyTorch models of the zoo against their refer
 	$(python) -m benchmarks.parity
 
 bench: .venv  ## speed of data, training and every architecture (writes docs/zoo.md); leave the machine alone
+	$(python) -m benchmarks.storage
 	$(python) -m benchmarks.pipeline
 	$(python) -m benchmarks.training
 	@if [ -e $(parity_ready) ]; then set -x; $(python) -m benchmarks.pytorch; \

@@ -38,6 +38,7 @@ _PICTURES = 12
 _SIDE = 700  # pixels: of a picture, at most
 _TILES_OF_A_PICTURE = 2000
 _PICTURES_OF_FINDINGS = 10
+_SINGLE_MAP = 0.55  # of the page's width
 _INK: Any = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -314,8 +315,8 @@ def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[np.isfinite(values)]
 
 
-def _map(survey: Survey) -> str | None:
-    """Return a panel of each region, in kilometres around its centre (or in pixels of its scene)."""
+def _map(survey: Survey) -> tuple[str, str] | None:
+    """Return a panel of each region, in kilometres around its centre (or pixels of its scene), and its width."""
     panels: dict[tuple[str, str], list[tuple[str, _Ground]]] = defaultdict(list)
     for split, tile in survey.tiles():
         place = _ground(tile.info)
@@ -326,14 +327,14 @@ def _map(survey: Survey) -> str | None:
     largest = sorted(panels, key=lambda key: (-len(panels[key]), key))[:_PICTURES]
     columns = 4 if len(largest) == 4 or len(largest) > 6 else min(3, len(largest))
     rows = math.ceil(len(largest) / columns)
-    side = 9.4 / columns if columns > 1 else 5.0
+    side = 9.4 / columns if columns > 1 else _SINGLE_MAP * 9.4
     figure = Figure(figsize=(side * columns, 1.02 * side * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for key, axis in zip(sorted(largest), grid, strict=False):
         _draw_region(axis, key[0], panels[key])
     for axis in grid[len(largest) :]:
         axis.set_visible(False)
-    return _png(figure)
+    return _png(figure), f"{100 if columns > 1 else 100 * _SINGLE_MAP:.0f}%"
 
 
 def _draw_region(axis: Axes, region: str, members: Sequence[tuple[str, _Ground]]) -> None:
@@ -440,7 +441,28 @@ def _choose(survey: Survey) -> list[_Picture]:
         by_region[region].append(picture)
     ranked = [(rank, region, picture) for region, some in by_region.items() for rank, picture in enumerate(some)]
     first = sorted(ranked, key=lambda item: item[:2])[:_PICTURES]
-    return [picture for _, _, picture in sorted(first, key=lambda item: (item[1], item[0]))]
+    chosen = [picture for _, _, picture in sorted(first, key=lambda item: (item[1], item[0]))]
+    # Of pictures that are shown coarsely, single tiles as well, as far as there is room.
+    coarse = [picture for picture in chosen if len(picture.pieces) > 1 and _step(picture) > 1]
+    details = [detail for rank in range(3) for picture in coarse for detail in _detail(picture, rank)]
+    return chosen + details[: _PICTURES - len(chosen)]
+
+
+def _step(picture: _Picture) -> int:
+    """Return of how many pixels, in a row, one is shown."""
+    return max(1, math.ceil(max(picture.height, picture.width) / _SIDE))
+
+
+def _detail(picture: _Picture, rank: int) -> Iterator[_Picture]:
+    """Yield the tile of a picture that is the number `rank` in having about as much glacier as anything else."""
+
+    def lacking(piece: _Piece) -> float:
+        return abs(piece.tile.glacier - 0.4 * piece.tile.pixels) + piece.tile.pixels - piece.tile.valid
+
+    for piece in sorted(picture.pieces, key=lacking)[rank : rank + 1]:
+        height, width = _inside(piece.tile)
+        title = f"{piece.tile.info.region or 'no region'} · {piece.tile.info.name}"
+        yield _Picture(title, (replace(piece, top=0, left=0),), height, width)
 
 
 def _grid_key(tile: TileFacts) -> tuple[Any, ...]:
@@ -511,7 +533,7 @@ def _clusters(pieces: Sequence[_Piece], reach: float) -> Iterator[list[_Piece]]:
 
 def _draw(axis: Axes, picture: _Picture, survey: Survey) -> float:
     """Draw a picture, with outlines and the tiles' edges; return the share of glacier."""
-    step = max(1, math.ceil(max(picture.height, picture.width) / _SIDE))
+    step = _step(picture)
     shape = (math.ceil(picture.height / step), math.ceil(picture.width / step))
     values = np.full((*shape, 3), np.nan, np.float32)
     ids = np.full(shape, IGNORE, np.uint8)
@@ -525,7 +547,7 @@ def _draw(axis: Axes, picture: _Picture, survey: Survey) -> float:
         values[place], ids[place], seen[place] = part, mask[rows::step, columns::step], valid[rows::step, columns::step]
     known = seen & np.isfinite(values).all(axis=-1)
     show(axis, _dimmed(stretch(values, known), ids), known)
-    _outlines(axis, ids, picture.pieces[0].split)
+    _outlines(axis, ids, picture.pieces[0].split, 0.9 if step < 3 else 0.5)
     for piece in picture.pieces if len(picture.pieces) > 1 else ():
         height, width = (length / step for length in _inside(piece.tile))
         color = SPLIT_COLORS.get(piece.split.split, "#555555")
@@ -542,9 +564,9 @@ def _dimmed(image: Image, ids: NDArray[np.uint8]) -> Image:
     return np.where((ids == IGNORE)[..., None], 0.55 + 0.45 * image, image).astype(np.float32)
 
 
-def _outlines(axis: Axes, ids: NDArray[np.uint8], split: SplitFacts) -> None:
+def _outlines(axis: Axes, ids: NDArray[np.uint8], split: SplitFacts, width: float = 0.9) -> None:
     for number in range(1, len(split.classes)):
-        outline(axis, ids == number, OUTLINE_COLORS[(number - 1) % len(OUTLINE_COLORS)], 0.9)
+        outline(axis, ids == number, OUTLINE_COLORS[(number - 1) % len(OUTLINE_COLORS)], width)
 
 
 def _read(split: SplitFacts, tile: TileFacts) -> tuple[Image, NDArray[np.uint8], NDArray[np.bool_]]:
@@ -573,9 +595,9 @@ def _legend(survey: Survey) -> dict[str, Any]:
     first = survey.splits[0]
     _, modality, shown = composite(first.bands)
     return {
-        "shown": "hillshade of the elevation"
+        "shown": "Hillshade of the elevation"
         if shown.startswith("elevation")
-        else f"{shown} of {modality} as red, green, blue",
+        else f"{shown} of {modality} as red, green, blue, stretched from the 2nd to the 98th percentile of each",
         "outlines": [
             (info.name, OUTLINE_COLORS[(number - 1) % len(OUTLINE_COLORS)])
             for number, info in enumerate(first.classes)
@@ -760,7 +782,7 @@ that rule is copied.</div>
 {% endif %}
 
 <h2>Pictures</h2>
-<p class="key">{{ legend.shown }}, each stretched from its 2nd to its 98th percentile. Outlines of the mask:
+<p class="key">{{ legend.shown }}. Outlines of the mask:
 {% for label, color in legend.outlines %}<span class="swatch line" style="border-color:{{ color }}"></span>{{ label }}
 {% endfor %}· pale: no class ·
 <span class="swatch" style="margin-left:0;background:{{ legend.invalid }}"></span>not seen · edges of tiles:
@@ -778,7 +800,7 @@ that rule is copied.</div>
 <p class="key">{% for label, color in legend.splits %}<span class="swatch"
 style="background:{{ color }}"></span>{{ label }}{% endfor %}. Kilometres from the middle of each region's tiles, north
 up; a dot where a tile is too small to be seen.{% if unplaced %} {{ unplaced }} tiles have no place.{% endif %}</p>
-<img alt="Footprints of the tiles" src="{{ map }}">
+<img alt="Footprints of the tiles" src="{{ map[0] }}" style="width:{{ map[1] }}">
 {% else %}
 <p>The tiles say nothing of their place: whether they overlap is not known.</p>
 {% endif %}

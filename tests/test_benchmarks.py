@@ -17,7 +17,7 @@ import pytest
 
 import architectures
 import training.run
-from benchmarks import pipeline, report, zoo
+from benchmarks import pipeline, report, storage, zoo
 from benchmarks.pipeline import Stopwatch
 from benchmarks.training import Variant, rows, train, variants, write_tiles
 from benchmarks.turns import Measured, take_turns
@@ -80,6 +80,11 @@ def test_pipeline_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "epoch 3/3" not in out
     # Two workers that need 0.05 s a patch.
     assert 0 < float(cells["data pipeline alone"][0].split()[0]) <= 40
+    fed, used, ratio = (
+        float(cells[row][0].split()[0])
+        for row in ("data pipeline alone", "training step alone", "ratio, in the same round (5 at least)")
+    )
+    assert ratio == pytest.approx(fed / used, rel=0.5, abs=0.1)
     # The first 3 patches of an epoch can't be made during a step, in training and in validation.
     assert float(cells["waiting for training batches"][0]) >= 0.05
     assert float(cells["waiting for validation batches"][0]) >= 0.05
@@ -98,6 +103,23 @@ def test_stopwatch_counts_what_lies_between_two_moments() -> None:
     watch.calls = [(0.0, 1.0), (2.0, 4.0), (6.0, 7.0)]
     assert watch.seconds(0.25, 3.0) == 0.75 + 1.0
     assert watch.seconds(4.5, 5.5) == 0.0
+
+
+# How tiles are stored
+
+
+def test_storage_table_has_every_layout_and_sees_what_compression_saves(capsys: pytest.CaptureFixture[str]) -> None:
+    storage.main(["--sides", "160", "--patch-sizes", "48", "--pixels", "0.05", "--rounds", "1", "--patches", "4"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    cells = {row[0]: row[1:] for row in lines if len(row) == len(storage.HEADER) and "---" not in row[0]}
+    assert list(cells) == ["layout", storage.WRITTEN, *(layout.name for layout in storage.LAYOUTS)]
+    for name, row in cells.items():
+        if name != "layout":
+            assert all(float(cell) > 0 for cell in row[:4]) and float(row[4].split()[0]) > 0
+            optical, dem, labels = map(float, row[6].split(" + "))
+            assert optical > dem > labels
+    packed, plain = (float(cells[name][6].split()[0]) for name in ("chunks of 128, gzip 1", "contiguous"))
+    assert packed < plain == float(cells[storage.WRITTEN][6].split()[0])
 
 
 # Training, in turns
