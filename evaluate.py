@@ -43,12 +43,16 @@ def main(arguments: list[str]) -> None:
     evaluations = regions.evaluate(predictions, names, settings)
     counted = "all pixels, invalid ones as predicted background" if options.all_pixels else "valid pixels"
     print(f"{options.name} on {predictions.source}, {counted}\n\n{evaluations[0].text()}")
+    if predictions.mask_note:
+        print(f"\n{predictions.mask_note}")
 
     described: dict[str, Any] = {
         "run": options.name,
         "source": str(predictions.source),
         "command": shlex.join(["python", "evaluate.py", *arguments]),
     }
+    if predictions.mask_note:
+        described["reference"] = predictions.mask_note
     if options.baseline:
         described["baseline"] = _baseline(options, predictions, evaluations)
     folder = REPORTS / options.name

@@ -7,8 +7,8 @@ tile's attributes. Padding is cut off: a stored `transform` is moved to the corn
 attributes tell where in the tile file the prediction lies.
 
 File attributes: `run`, `classes` (JSON, as in tile files), `source` and `source_digest` (the tile file),
-`command`, and as JSON what the prediction was made with: `modalities`, `statistics`, `precision`,
-`patch_size`, `overlap`, `smallest_px`.
+`mask_note` (what to know of a weak reference, else empty), `command`, and as JSON what the prediction was made
+with: `modalities`, `statistics`, `precision`, `patch_size`, `overlap`, `smallest_px`.
 """
 
 from __future__ import annotations
@@ -146,6 +146,11 @@ class PredictionFile:
     def classes(self) -> tuple[ClassInfo, ...]:
         """The class list; ids are places in it."""
         return tuple(ClassInfo(**entry) for entry in json.loads(self.attributes["classes"]))
+
+    @property
+    def mask_note(self) -> str:
+        """What `TileFile.mask_note` says of the tiles that were predicted."""
+        return self.attributes.get("mask_note", "")
 
     @cached_property
     def source(self) -> Path:

@@ -69,6 +69,11 @@ def differences(raster: Raster, first: Raster, first_path: Path) -> Iterator[str
             yield f"{what} {received}, expected {expected} as in {first_path}"
 
 
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """Return the error that says that GDAL can't read a raster."""
+    return UserError(f"{path}: can't be read, it may be truncated or damaged ({error.__cause__ or error})")
+
+
 def told(problems: Sequence[str]) -> str:
     """Return the message that lists all problems, one a line."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -92,9 +97,7 @@ def _read_with_gdal(path: Path) -> Raster:
                     (t.a, t.b, t.c, t.d, t.e, t.f) if placed else None,
                 )
     except (RasterioError, OSError) as error:
-        raise UserError(
-            f"{path}: can't be read, it may be truncated or damaged ({error.__cause__ or error})"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _read_array(path: Path) -> Raster:

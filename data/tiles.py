@@ -307,6 +307,16 @@ class TileFile:
         """Where the inputs came from, as its maker wrote it down; empty for published files."""
         return self._stored("provenance", lambda sources: dict(sources.items()), {})
 
+    @property
+    def mask_note(self) -> str:
+        """What a reader of scores must know of the reference: the rule of a weak mask; empty for other masks."""
+        mask = self.provenance.get("mask")
+        if not isinstance(mask, dict) or mask.get("kind") != "weak":
+            return ""
+        rule, threshold = str(mask.get("rule", "an index")), mask.get("threshold")
+        found = f" (Otsu's threshold {threshold:g})" if "otsu" in rule and isinstance(threshold, int | float) else ""
+        return f"reference: weak mask, {rule}{found} — scores measure agreement with that rule, not with outlines"
+
     @cached_property
     def command(self) -> str:
         """The command that made the file; empty where unknown."""

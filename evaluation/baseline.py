@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from console import UserError, progress
 from data.predictions import PredictionFile
 from data.tiles import TileFile
+from data.weak_masks import normalised_difference
 from evaluation.regions import Evaluation, Setting, TileScore, glacier_ids, score_tile
 from evaluation.scores import IGNORE, Counts
 
 Sample = tuple[Mapping[str, NDArray[np.floating]], NDArray[np.bool_], NDArray[np.bool_]]
 BANDS = ("green", "red", "nir", "swir1")
 _BINS = 4096
-_DARKEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,6 @@ class RatioThreshold:
             f"({self.first} - {self.second})/({self.first} + {self.second}) {sign} {self.value:.3f}, "
             f"that is {self.first}/{self.second} {sign} {ratio:.2f}"
         )
-
-
-def normalised_difference(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return (first - second)/(first + second), -1 … 1; values below a millionth, and NaN, count as that."""
-    a, b = (np.fmax(np.asarray(band, np.float32), np.float32(_DARKEST)) for band in (first, second))
-    return (a - b) / (a + b)
 
 
 def fit(

@@ -86,7 +86,7 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
             axes[2].text(0.97, 0.03, score, transform=axes[2].transAxes, **_BADGE)
     headings = {
         "False colour": shown,
-        "Reference": "",
+        "Reference": predictions.mask_note.split(" — ")[0].removeprefix("reference: "),
         "Prediction": "errors outlined",
         "Confidence": "probability of the label",
     }

@@ -202,7 +202,8 @@ def save(
         evaluations: The same tiles under different settings. The tables are of the first;
             `scores.json` has all.
         folder: Made if missing.
-        described: What `scores.json` says beside the scores (run, source, baseline …).
+        described: What `scores.json` says beside the scores (run, source, baseline …). Its `reference`, where the
+            masks are weak, is a column of the tables, too.
     """
     first = evaluations[0]
     document = {
@@ -214,9 +215,10 @@ def save(
     }
     with replacing(folder / "scores.json") as path:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    told = {"setting": first.setting} | {key: described[key] for key in ("reference",) if key in described}
     for name, table in (("regions.csv", first.region_table), ("tiles.csv", first.tile_table)):
         with replacing(folder / name) as path:
-            table.assign(setting=first.setting).to_csv(path, index=False)
+            table.assign(**told).to_csv(path, index=False)
 
 
 def glacier_ids(classes: Sequence[ClassInfo]) -> tuple[int, ...]:

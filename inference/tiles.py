@@ -71,6 +71,7 @@ def predict_file(
         "run": predictor.name,
         "source": str(source.path),
         "source_digest": source.digest,
+        "mask_note": source.mask_note,
         "command": command,
         **predictor.described,
         "modalities": predictor.modalities,

@@ -1,7 +1,9 @@
-"""Fixtures that rooms share: tile files made on the fly, and the folder of reference data if it is there."""
+"""Fixtures that rooms share: tile files and rasters made on the fly, the folder of reference data if it is there."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import Affine
 
 from data.normalisation import Statistics, fit
 from data.tiles import TWO_CLASSES, ClassInfo, TileWriter
 
 WriteTiles = Callable[..., Path]
+WriteRaster = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +70,62 @@ def write_tiles() -> WriteTiles:
         with TileWriter(path, classes, bands, statistics, {"kind": "test"}, "pytest") as writer:
             for index, (region, (arrays, mask)) in enumerate(zip(regions, tiles, strict=True)):
                 writer.add(f"t{index}", arrays, mask, valid, region, f"{region}-1")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def weaken() -> Callable[..., str]:
+    """Make the masks of tile files weak, as their provenance says: `weaken(path, …)`; return the rule."""
+
+    def mark(*paths: Path) -> str:
+        for path in paths:
+            with h5py.File(path, "a") as file:
+                described = {"mask": {"kind": "weak", "rule": "ndsi > 0.4", "threshold": 0.4}}
+                file.attrs["provenance"] = json.dumps(described)
+        return "ndsi > 0.4"
+
+    return mark
+
+
+@pytest.fixture
+def write_raster() -> WriteRaster:
+    """Write a GeoTIFF: `write_raster(path, values, crs, transform, nodata=None, descriptions=None, **profile)`.
+
+    `values` is (H, W) or (H, W, C) of any type that GDAL knows; `crs` whatever rasterio takes, None for none;
+    `transform` the six numbers (a, b, c, d, e, f) or an `Affine`, None for none. Other keywords go to
+    `rasterio.open` as they are, e.g. `compress="deflate", tiled=True, blockxsize=64, blockysize=64`.
+    """
+
+    def write(
+        path: Path,
+        values: NDArray[Any],
+        crs: Any = "EPSG:32645",
+        transform: Sequence[float] | None = (30.0, 0.0, 500_000.0, 0.0, -30.0, 3_100_000.0),
+        nodata: float | None = None,
+        descriptions: Sequence[str] | None = None,
+        **profile: Any,
+    ) -> Path:
+        bands = np.moveaxis(values if values.ndim == 3 else values[..., None], -1, 0)
+        profile = {
+            "driver": "GTiff",
+            "count": bands.shape[0],
+            "height": bands.shape[1],
+            "width": bands.shape[2],
+            "dtype": bands.dtype,
+            "crs": crs,
+            "nodata": nodata,
+            **({} if transform is None else {"transform": Affine(*tuple(transform)[:6])}),
+            **profile,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # rasters without a place are made on purpose
+            with rasterio.open(path, "w", **profile) as dataset:
+                dataset.write(bands)
+                for number, name in enumerate(descriptions or (), 1):
+                    dataset.set_band_description(number, name)
         return path
 
     return write

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +105,23 @@ def test_the_baseline_and_the_picture_stand_beside_the_model(
     printed = capsys.readouterr().out
     assert f"{baseline['settings']['valid']['total']['iou']:.3f}" in printed
     assert Path("reports/r/examples.png").stat().st_size > 10_000
+
+
+def test_every_part_of_the_report_says_that_a_reference_is_weak(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main(["-n", "r"])
+    assert "weak" not in capsys.readouterr().out
+    assert "reference" not in pd.read_csv("reports/r/regions.csv")
+    assert "reference" not in json.loads(Path("reports/r/scores.json").read_text())
+    note = "reference: weak mask, ndsi > 0.4 — scores measure agreement with that rule, not with outlines"
+    with h5py.File(path_of("r"), "a") as file:
+        file.attrs["mask_note"] = note
+    evaluate.main(["-n", "r"])
+    assert note in capsys.readouterr().out
+    assert json.loads(Path("reports/r/scores.json").read_text())["reference"] == note
+    for table in ("regions", "tiles"):
+        assert set(pd.read_csv(f"reports/r/{table}.csv")["reference"]) == {note}
 
 
 def refused(*arguments: str) -> str:

@@ -49,7 +49,8 @@ def cross_validate(
         keras.backend.clear_session()
         dataset = write_fold(tiles, held_out, root / f"{name}-folds" / f"fold{number}", test)
         rows.append({"fold": number, **_row(train(fold_name(name, number), dataset), held_out)})
-    return pd.DataFrame(rows)
+    notes = sorted({tile.file.mask_note for tile in tiles} - {""})
+    return pd.DataFrame(rows).assign(**({"reference": "; ".join(notes)} if notes else {}))
 
 
 def _row(record: Record, held_out: Sequence[Tile]) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def report(table: pd.DataFrame, folder: Path) -> str:
     """
     with replacing(folder / "folds.csv") as path:
         table.to_csv(path, index=False)
+    notes = list(table.get("reference", pd.Series(dtype=str)).unique())
+    table = table.drop(columns="reference", errors="ignore")
     scores = [column for column in table.columns if column not in ("fold", "run", "tiles", "regions", "best_epoch")]
     shown = table.drop(columns="run").copy()
     for column in scores:
@@ -85,7 +88,7 @@ def report(table: pd.DataFrame, folder: Path) -> str:
         **{column: f"{_three(table[column].mean())} ± {_three(table[column].std(ddof=0))}" for column in scores},
     }
     lines = pd.concat([shown.astype(str), pd.DataFrame([summary])]).fillna("")
-    return lines.to_string(index=False)
+    return "\n\n".join([lines.to_string(index=False), *notes])
 
 
 def _three(value: float) -> str:

@@ -76,7 +76,9 @@ def _save(figure: Figure, path: Path) -> None:
 # -- the log ---------------------------------------------------------------------------------------------------
 
 
-def draw_log(log: Path, path: Path, *, best: Best | None = None, classes: Sequence[ClassInfo] = TWO_CLASSES) -> None:
+def draw_log(
+    log: Path, path: Path, *, best: Best | None = None, classes: Sequence[ClassInfo] = TWO_CLASSES, note: str = ""
+) -> None:
     """Draw a run's log `logs/NAME.csv` into the image `path`: loss, IoU of glacier and learning rate by epoch.
 
     Args:
@@ -84,8 +86,9 @@ def draw_log(log: Path, path: Path, *, best: Best | None = None, classes: Sequen
         path: The image, replaced whole.
         best: The epoch whose weights are kept, to be marked.
         classes: The class list; those flagged as glacier are drawn.
+        note: What to know of the reference, see `TileFile.mask_note`.
     """
-    _save(_log_figure(_columns(log), log.stem, best, classes), path)
+    _save(_log_figure(_columns(log), log.stem, best, classes, note), path)
 
 
 def _columns(log: Path) -> dict[str, NDArray[np.float64]]:
@@ -95,7 +98,7 @@ def _columns(log: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _log_figure(
-    columns: dict[str, NDArray[np.float64]], name: str, best: Best | None, classes: Sequence[ClassInfo]
+    columns: dict[str, NDArray[np.float64]], name: str, best: Best | None, classes: Sequence[ClassInfo], note: str = ""
 ) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -103,13 +106,14 @@ def _log_figure(
 
     epochs = columns["epoch"]
     figure = Figure(figsize=(10, 7), dpi=110)
-    margins = {"left": 0.105, "right": 0.79, "top": 0.94, "bottom": 0.075, "hspace": 0.1}
+    margins = {"left": 0.105, "right": 0.79, "top": 0.92 if note else 0.94, "bottom": 0.075, "hspace": 0.1}
     loss, iou, rate = figure.subplots(3, 1, sharex=True, gridspec_kw=margins | {"height_ratios": [3, 3, 2]})
     title = f"{name}: {len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
     if best:
         score = "undefined" if best.score is None else f"{best.score:.4f}"
         title += f", the best is {best.epoch} (val {best.monitor} {score})"
     figure.suptitle(title, x=margins["left"], ha="left", fontsize=12)
+    figure.text(margins["left"], margins["top"] + 0.008, note, fontsize=8)
 
     _curve(loss, epochs, columns.get("loss"), _TRAINING, "--")
     _curve(loss, epochs, columns.get("val_loss"), _VALIDATION, "-")
@@ -246,6 +250,7 @@ def draw_patches(
     bands: dict[str, list[str]],
     classes: Sequence[ClassInfo],
     title: str,
+    note: str = "",
 ) -> None:
     """Draw false colour, reference, prediction and error of each patch, a column each, into the image `path`.
 
@@ -256,8 +261,9 @@ def draw_patches(
         bands: Modality → names of its bands, of the patches' inputs.
         classes: The class list.
         title: What stands over the figure.
+        note: What to know of the reference, see `TileFile.mask_note`.
     """
-    _save(_patches_figure(patches, predicted, bands, classes, title), path)
+    _save(_patches_figure(patches, predicted, bands, classes, _with_note(title, note)), path)
 
 
 def _patches_figure(
@@ -275,7 +281,7 @@ def _patches_figure(
     errors = error_colors(classes)
     colors = np.array([to_rgb(color) for color in errors.values()], np.float32)
     shown_bands, modality, composite = picture.composite(bands)
-    figure, axes = picture.panels(4, len(patches), 2.4, left=0.45, top=0.95, bottom=0.1, right=2.6)
+    figure, axes = picture.panels(4, len(patches), 2.4, left=0.45, top=0.95 + _line(title), bottom=0.1, right=2.6)
     for column, (patch, labels) in enumerate(zip(patches, predicted, strict=True)):
         seen, counted = patch.seen(modality), patch.labels != IGNORE
         picture.show(axes[0, column], picture.stretch(patch.inputs[modality][..., shown_bands], seen), seen)
@@ -297,6 +303,16 @@ def _patches_figure(
         )
     figure.suptitle(title, x=0.45 / figure.get_figwidth(), y=1 - 0.12 / figure.get_figheight(), ha="left", va="top")
     return figure
+
+
+def _with_note(title: str, note: str) -> str:
+    """Return the title with the note beneath it, in lines that a narrow figure has room for."""
+    return "\n".join([title, *note.split(" — ")]) if note else title
+
+
+def _line(title: str) -> float:
+    """Return the inches that a title takes for its lines after the first."""
+    return 0.2 * title.count("\n")
 
 
 def _bands_text(composite: str) -> str:
@@ -329,7 +345,13 @@ def error_kinds(
 
 
 def draw_batch(
-    patches: Sequence[Patch], path: Path, *, bands: dict[str, list[str]], classes: Sequence[ClassInfo], title: str
+    patches: Sequence[Patch],
+    path: Path,
+    *,
+    bands: dict[str, list[str]],
+    classes: Sequence[ClassInfo],
+    title: str,
+    note: str = "",
 ) -> None:
     """Draw the false colour of training patches, as augmented, with their masks' outlines, into the image `path`.
 
@@ -339,8 +361,9 @@ def draw_batch(
         bands: Modality → names of its bands, of the patches' inputs.
         classes: The class list; every class but the first is outlined.
         title: What stands over the figure.
+        note: What to know of the reference, see `TileFile.mask_note`.
     """
-    _save(_batch_figure(patches, bands, classes, title), path)
+    _save(_batch_figure(patches, bands, classes, _with_note(title, note)), path)
 
 
 def _batch_figure(
@@ -357,7 +380,9 @@ def _batch_figure(
     shown_bands, modality, composite = picture.composite(bands)
     columns = int(np.ceil(np.sqrt(len(patches))))
     rows = -(-len(patches) // columns)
-    figure, axes = picture.panels(rows, columns, 2.6, left=0.1, top=0.85, bottom=0.1, right=2.25, gap=0.42)
+    figure, axes = picture.panels(
+        rows, columns, 2.6, left=0.1, top=0.85 + _line(title), bottom=0.1, right=2.25, gap=0.42
+    )
     invalid = np.array(to_rgb(picture.INVALID), np.float32)
     outlines = {k: _OUTLINES[(k - 1) % len(_OUTLINES)] for k in range(1, len(classes))}
     for axis in axes.flat[len(patches) :]:

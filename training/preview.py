@@ -74,6 +74,7 @@ def draw_first_batch(plan: Plan, path: Path) -> None:
         bands={modality: plan.train.file.bands[modality] for modality in plan.recipe.inputs},
         classes=plan.train.file.classes,
         title=f"{plan.recipe.name}: first training batch (seed {plan.seed}), augmented",
+        note=plan.train.file.mask_note,
     )
 
 

@@ -171,7 +171,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_dataset(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
-    """Return name, folder and per file its path, size in bytes, time of change and digest."""
+    """Return name, folder and per file path, size in bytes, time of change, digest, and whether its masks are weak."""
     files = {}
     for split in splits:
         path = dataset.splits[split]
@@ -182,6 +182,8 @@ def describe_dataset(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
             "modified": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
             "digest": TileFile(path).digest,
         }
+        if note := TileFile(path).mask_note:
+            files[split]["reference"] = note
     return {"name": dataset.name, "folder": str(dataset.folder), "files": files}
 
 

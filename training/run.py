@@ -127,6 +127,11 @@ class Plan:
         trained = sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
         frozen = f" ({trained:,} trained, frozen: {', '.join(training.frozen)})" if training.frozen else ""
         about_imbalance = imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
+        notes = {"train": self.train.file.mask_note, "val": self.val.file.mask_note}
+        if len(set(notes.values())) == 1:
+            about_masks = [note for note in (notes["val"],) if note]
+        else:
+            about_masks = [f"{split} tiles: {note}" for split, note in notes.items() if note]
         return (
             f"{self.recipe.architecture.name}: {count:,} parameters{frozen}; inputs {inputs}; "
             f"{len(self.train.file.classes)} classes; {keras.backend.backend()}, {self.precision}\n"
@@ -135,7 +140,7 @@ class Plan:
             f"{f', {training.part_size} at a time,' if training.accumulate > 1 else ''} an epoch, "
             f"at most {training.epochs} epochs\n"
             f"expected memory {self.memory / 2**30:.1f} GiB ({available / 2**30:.1f} GiB are free)"
-            + "".join(f"\n{line}" for line in about_imbalance)
+            + "".join(f"\n{line}" for line in (*about_imbalance, *about_masks))
         )
 
 

@@ -56,7 +56,8 @@ class Watcher:
 
     def _draw_log(self, best: Best) -> None:
         classes = self.plan.train.file.classes
-        pictures.draw_log(self.log, self.log.with_suffix(".png"), best=best, classes=classes)
+        note = self.plan.val.file.mask_note
+        pictures.draw_log(self.log, self.log.with_suffix(".png"), best=best, classes=classes, note=note)
 
     def _draw_patches(self, best: Best) -> None:
         source, classes = self.plan.val, self.plan.train.file.classes
@@ -70,6 +71,7 @@ class Watcher:
             bands={modality: source.file.bands[modality] for modality in source.modalities},
             classes=classes,
             title=f"{self.log.stem}, epoch {best.epoch}: {best.monitor} {score} on the whole validation split",
+            note=source.file.mask_note,
         )
 
     def _predict(self, patch: pictures.Patch) -> NDArray[np.uint8]:

@@ -451,6 +451,27 @@ def test_a_file_without_tiles_says_so(tmp_path: Path) -> None:
         TileFile(tmp_path / "t.hdf5").check(["optical"])
 
 
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, ""),
+        ({"kind": "outlines", "rule": "pixel centre"}, ""),
+        ({"kind": "weak", "rule": "red/swir1 > 2", "threshold": 2.0}, "weak mask, red/swir1 > 2 — "),
+        ({"kind": "weak", "rule": "ndsi > otsu", "threshold": 0.4118}, "ndsi > otsu (Otsu's threshold 0.4118) — "),
+        ({"kind": "weak", "rule": "ndsi > otsu", "threshold": {"a": 0.4, "b": 0.5}}, "weak mask, ndsi > otsu — "),
+        ({"kind": "weak"}, "weak mask"),
+        ("weak", ""),
+    ],
+)
+def test_weak_masks_are_named_as_such(tmp_path: Path, mask: object, expected: str) -> None:
+    values, labels, valid = arrays()
+    with TileWriter(tmp_path / "t.hdf5", CLASSES, BANDS, provenance={"mask": mask}) as file:
+        file.add("t", values, labels, valid)
+    note = TileFile(tmp_path / "t.hdf5").mask_note
+    assert expected in note and bool(expected) == bool(note)
+    assert not note or note.endswith("scores measure agreement with that rule, not with outlines")
+
+
 def test_unknown_names_are_answered_with_the_known(tmp_path: Path, write_tiles: Write) -> None:
     file = TileFile(write_tiles(tmp_path / "t.hdf5"))
     with pytest.raises(UserError, match=r"no tile 'x'.*`t0`, `t1`"):

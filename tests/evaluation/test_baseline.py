@@ -13,7 +13,7 @@ from console import UserError
 from data.normalisation import Statistics
 from data.predictions import PredictionFile, PredictionWriter
 from data.tiles import TWO_CLASSES, TileFile, TileWriter
-from evaluation.baseline import BANDS, RatioThreshold, Sample, evaluate, fit, fit_file, normalised_difference
+from evaluation.baseline import BANDS, RatioThreshold, Sample, evaluate, fit, fit_file
 from evaluation.regions import score_tile
 from evaluation.scores import Counts
 
@@ -84,11 +84,6 @@ def test_no_glacier_to_fit_on_is_said() -> None:
     bands, ice = scene()
     with pytest.raises(UserError, match="training tiles with glacier"):
         fit([(bands, ice & False, np.ones(ice.shape, bool))])
-
-
-def test_dark_negative_and_missing_values_stay_in_range() -> None:
-    values = normalised_difference(np.array([0.0, -1.0, np.nan, 0.5]), np.array([0.5, -2.0, 0.3, 0.0]))
-    assert np.all(np.abs(values) <= 1) and np.isfinite(values).all()
 
 
 def test_the_rule_names_the_ratio() -> None:

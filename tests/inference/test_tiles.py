@@ -199,3 +199,18 @@ def test_impossible_values_are_refused(
     model = predictor(linear_model({"optical": 6}, {"optical": 1.0}), {"optical": 6})
     with pytest.raises(UserError, match=message):
         predict_file(model, source, tmp_path / "p.hdf5", **options)
+
+
+def test_predictions_say_that_their_reference_is_weak(
+    tmp_path: Path, write_tiles: WriteTiles, weaken: Callable[..., str]
+) -> None:
+    source = TileFile(write_tiles(tmp_path / "t.hdf5"))
+    model = predictor(linear_model({"optical": 6}, {"optical": 1.0}), {"optical": 6})
+    predict_file(model, source, tmp_path / "p.hdf5")
+    assert PredictionFile(tmp_path / "p.hdf5").mask_note == ""
+    source.close()
+    rule = weaken(source.path)
+    weak = TileFile(source.path)
+    predict_file(model, weak, tmp_path / "p.hdf5")
+    note = PredictionFile(tmp_path / "p.hdf5").mask_note
+    assert note == weak.mask_note and rule in note

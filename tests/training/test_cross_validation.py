@@ -96,3 +96,11 @@ def test_the_report_leaves_undefined_scores_out(tmp_path: Path) -> None:
     text = report(table, tmp_path)
     assert "0.600 ± 0.100" in text and "–" in text and "nan" not in text
     assert pd.read_csv(tmp_path / "folds.csv")["iou"].isna().sum() == 1
+
+
+def test_the_report_says_that_the_masks_are_weak(tmp_path: Path) -> None:
+    note = "reference: weak mask, ndsi > 0.4 — scores measure agreement with that rule, not with outlines"
+    row = {"fold": 1, "run": "a-fold1", "tiles": 1, "regions": "HMA", "best_epoch": 1, "iou": 0.5, "reference": note}
+    text = report(pd.DataFrame([row, {**row, "fold": 2}]), tmp_path)
+    assert text.count(note) == 1 and text.endswith(note) and "0.500 ± 0.000" in text
+    assert set(pd.read_csv(tmp_path / "folds.csv")["reference"]) == {note}

@@ -38,6 +38,7 @@ FOUR_CLASSES = (
     ClassInfo("debris-covered ice", True, "#775533"),
     ClassInfo("water", color="#123456"),
 )
+NOTE = "reference: weak mask, ndsi > 0.4 — scores measure agreement with that rule, not with outlines"
 BANDS = {"dem": ["elevation", "slope"], "optical": ["green", "red", "nir", "swir1"]}
 
 
@@ -111,8 +112,10 @@ def drawn(figure: Figure, panel: int) -> list[NDArray[np.float64]]:
 @pytest.mark.parametrize("epochs", [1, 30, 1000])
 def test_the_curves_are_the_log(tmp_path: Path, figures: list[Figure], epochs: int) -> None:
     table = write_log(tmp_path / "run.csv", epochs)
-    draw_log(tmp_path / "run.csv", tmp_path / "run.png", best=Best(epoch=epochs, monitor="iou", score=0.7))
+    kept, note = Best(epoch=epochs, monitor="iou", score=0.7), NOTE if epochs == 30 else ""
+    draw_log(tmp_path / "run.csv", tmp_path / "run.png", best=kept, note=note)
     (figure,) = figures
+    assert [text for text, _ in texts(figure)].count(NOTE) == (epochs == 30)
     for panel, names in enumerate((["loss", "val_loss"], ["output_iou_1", "val_output_iou_1"], ["learning_rate"])):
         for values, name in zip(drawn(figure, panel), names, strict=True):
             np.testing.assert_array_equal(values, table[name])
@@ -240,8 +243,10 @@ def test_patches_are_shown_with_their_errors(
     rng = np.random.default_rng(1)
     patches = [random_patch(rng, len(classes)) for _ in range(columns)]
     predicted = [rng.integers(0, len(classes), (16, 16)).astype(np.uint8) for _ in patches]
-    draw_patches(patches, predicted, tmp_path / "p.png", bands=BANDS, classes=classes, title="run, epoch 7")
+    note = NOTE if columns == 1 else ""
+    draw_patches(patches, predicted, tmp_path / "p.png", bands=BANDS, classes=classes, title="run, epoch 7", note=note)
     (figure,) = figures
+    assert any("weak mask" in text for text, _ in texts(figure)) == bool(note)
     assert_legible(figure)
     axes = np.array(figure.axes).reshape(4, columns)
     glacier = [k for k, info in enumerate(classes) if info.glacier]
@@ -282,8 +287,10 @@ def test_a_batch_is_shown_with_its_masks_outlines(
     for patch in patches:
         patch.labels[6:] = np.arange(16) // 4 % len(classes)
     patches[0].labels[:] = IGNORE
-    draw_batch(patches, tmp_path / "b.png", bands=BANDS, classes=classes, title="first batch")
+    note = NOTE if number == 1 else ""
+    draw_batch(patches, tmp_path / "b.png", bands=BANDS, classes=classes, title="first batch", note=note)
     (figure,) = figures
+    assert any("weak mask" in text for text, _ in texts(figure)) == bool(note)
     assert_legible(figure)
     shown = [axes for axes in figure.axes if axes.axison]
     assert len(shown) == min(number, shown_at_most)

@@ -6,7 +6,8 @@ import csv
 import errno
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -323,6 +324,16 @@ def test_a_plan_says_what_it_will_do(folder: Path) -> None:
         "float32",
     ):
         assert part in summary
+
+
+def test_a_plan_says_that_the_masks_are_weak(folder: Path, tmp_path: Path, weaken: Callable[..., str]) -> None:
+    assert "weak mask" not in planned(folder).summary()
+    folder = shutil.copytree(folder, tmp_path / "discs")
+    rule = weaken(folder / "val.hdf5")
+    assert f"val tiles: reference: weak mask, {rule} — " in planned(folder).summary()
+    folder = shutil.copytree(folder, tmp_path / "both")
+    weaken(folder / "train.hdf5")
+    assert f"\nreference: weak mask, {rule} — " in planned(folder).summary()
 
 
 def test_rare_classes_are_weighed_and_seen_as_the_recipe_says(

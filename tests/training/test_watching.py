@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,10 +77,25 @@ def test_the_log_is_drawn_each_epoch_and_the_patches_at_each_best(
     assert drawn[0] == (log, tmp_path / "logs" / "run.png")
     patches, predicted, path, named = drawn[-1]
     assert path == tmp_path / "logs" / "run-patches.png" and "run, epoch 3: iou 0.5000" in named["title"]
+    assert named["note"] == ""
     assert len(patches) == 4 and {patch.region for patch in patches} == {"ALP", "HMA"}
     for patch, labels in zip(patches, predicted, strict=True):
         # The model knows the region ALP alone; HMA is encoded as unknown.
         np.testing.assert_array_equal(labels, (patch.inputs["optical"][..., 0] > 0) * (patch.region == "ALP"))
+
+
+def test_both_pictures_say_that_the_masks_are_weak(
+    tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch, weaken: Any
+) -> None:
+    plan.val.file.close()
+    rule = weaken(plan.val.file.path)
+    source = replace(plan.val, file=TileFile(plan.val.file.path))
+    notes: list[str] = []
+    for name in ("draw_log", "draw_patches"):
+        monkeypatch.setattr(pictures, name, lambda *_, **named: notes.append(named["note"]))
+    plan.val = plan.train = source
+    Watcher(plan, tmp_path / "run.csv")(rows_of(1), best(1))
+    assert len(notes) == 2 and all(f"weak mask, {rule}" in note for note in notes)
 
 
 def test_one_sigmoid_is_a_prediction_as_well(tmp_path: Path, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
