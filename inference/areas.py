@@ -278,8 +278,7 @@ def correlation_length_m(
         length = max(len(products), len(by_lag[0][0]))
         # Kept by ring: sums of the distances as well, weighted by what errors that are alike would give.
         products, alike, distances = (
-            np.pad(sums, (0, length - len(sums)))
-            + np.pad(added, (0, length - len(added)))
+            np.pad(sums, (0, length - len(sums))) + np.pad(added, (0, length - len(added)))
             for sums, added in zip((products, alike, distances), (by_lag[0][0], *by_lag[1]), strict=True)
         )
     if not alike.size or alike[0] <= 0:

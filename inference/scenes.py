@@ -121,8 +121,8 @@ def scene_source(
     missing = [modality for modality in modalities if modality not in scene.sources]
     if len(missing) == len(modalities):
         raise UserError(
-            f"scene {scene.name!r} has {', '.join(scene.sources)}; {name!r} was trained on {', '.join(modalities)}: give "
-            "at least one of these"
+            f"scene {scene.name!r} has {', '.join(scene.sources)}; {name!r} was trained on {', '.join(modalities)}: "
+            "give at least one of these"
         )
     for modality, bands in modalities.items():
         source = scene.sources.get(modality)
@@ -134,8 +134,8 @@ def scene_source(
             )
     if missing:
         warn(
-            f"scene {scene.name}: {', '.join(missing)} is absent; {name!r} was trained with it, and is right without it "
-            "as far as it was trained with augmentation.drop"
+            f"scene {scene.name}: {', '.join(missing)} is absent; {name!r} was trained with it, and is right without "
+            "it as far as it was trained with augmentation.drop"
         )
     return SceneSource(scene, {key: tuple(bands) for key, bands in modalities.items()}, statistics, vectors)
 
@@ -301,11 +301,7 @@ def assemble(
                     for top in range(0, len(values), _BLOCK):
                         block = np.asarray(values[top : top + _BLOCK])
                         window = RasterWindow(0, piece.top + top, block.shape[1], len(block))
-                        dataset.write(
-                            block if block.ndim == 2 else np.moveaxis(block, -1, 0),
-                            *([1] if block.ndim == 2 else []),
-                            window=window,
-                        )
+                        dataset.write(np.moveaxis(np.atleast_3d(block), -1, 0), window=window)
                 dataset.update_tags(**tags)
                 _describe(dataset, name, classes)
     return paths["labels"], paths["confidence"], paths.get("probs")
