@@ -214,14 +214,9 @@ def _unfinished(name: str) -> Path:
 
 def _flags(options: argparse.Namespace) -> dict[str, object]:
     """Return what the flags say, as a dataset file would."""
-    modalities: dict[str, object] = {}
-    for flags in (["optical", *(options.optical or [])], ["dem", *(options.dem or [])], *options.modality):
-        name, *files = flags
-        if not files:
-            continue
-        pairs = [file.partition("=") for file in files]
-        named = all(equals for _, equals, _ in pairs)
-        modalities[name] = {"files": {band: file for band, _, file in pairs} if named else files}
+    from data.dataset_file import from_flags
+
+    modalities = from_flags(options.optical or (), options.dem or (), options.modality)
     outlines: dict[str, object] = {}
     for text in options.outlines:
         name, equals, file = text.rpartition("=")

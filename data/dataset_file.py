@@ -295,12 +295,13 @@ def parse(content: Any, source: str) -> DatasetFile:
         raise UserError(explained(error, DatasetFile, source, "the dataset file")) from None
 
 
-def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
+def scenes_of(dataset: DatasetFile, base: Path, *, labelled: bool = True) -> list[SceneDescription]:
     """Return all scenes of a dataset, each with what it takes over, in their order in the file.
 
     Args:
         dataset: The dataset file.
         base: The folder that its paths are relative to.
+        labelled: Whether scenes need outlines or weak masks.
 
     Raises:
         UserError: If a pattern finds no folder, two scenes have one name, or a scene has no region, no modality or no
@@ -309,15 +310,15 @@ def scenes_of(dataset: DatasetFile, base: Path) -> list[SceneDescription]:
     found: list[SceneDescription] = []
     for region, entry in dataset.regions.items():
         for name, folder, scene in _entries(entry.scenes, base, {"region": region}):
-            found.append(_described(name, region, folder, [dataset, entry, scene]))
+            found.append(_described(name, region, folder, [dataset, entry, scene], labelled))
     for name, folder, scene in _entries(dataset.scenes, base, {}):
-        owner = scene.region or dataset.region
-        if not owner or owner == UNKNOWN_REGION:
+        owner = scene.region or dataset.region or ""
+        if labelled and owner in ("", UNKNOWN_REGION):
             raise UserError(
                 f"scene {name!r} has no region: give the code of yours, such as `region: HMA`, or list it under "
                 "`regions`"
             )
-        found.append(_described(name, owner, folder, [dataset, scene]))
+        found.append(_described(name, owner, folder, [dataset, scene], labelled))
     names = [scene.name for scene in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scenes are called {twice[0]!r}: tiles are named after their scene, rename one")
@@ -346,6 +347,25 @@ def class_names(dataset: DatasetFile, outlined: Sequence[str]) -> list[str]:
     return list(dataset.classes)
 
 
+def from_flags(
+    optical: Sequence[str] = (), dem: Sequence[str] = (), modalities: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """Return the `modalities` of a dataset file that the flags `--optical`, `--dem` and `--modality` say.
+
+    Args:
+        optical: Files, or `BAND=FILE`.
+        dem: Likewise.
+        modalities: For each further modality its name and then its files.
+    """
+    found: dict[str, Any] = {}
+    for name, *files in (["optical", *optical], ["dem", *dem], *modalities):
+        if files:
+            pairs = [file.partition("=") for file in files]
+            named = all(equals for _, equals, _ in pairs)
+            found[name] = {"files": {band: file for band, _, file in pairs} if named else files}
+    return found
+
+
 def type_of(modality: str, entry: ModalityEntry) -> Type:
     """Return what a modality's files are: what its entry says, else what its name does."""
     return entry.type or _TYPES.get(modality) or ("sar" if modality.split("_")[-1] == "sar" else "bands")
@@ -365,7 +385,7 @@ def _entries(
         yield from ((name, str(base.absolute()), entry or SceneEntry()) for name, entry in scenes.items())
 
 
-def _described(name: str, region: str, folder: str, blocks: Sequence[_Block]) -> SceneDescription:
+def _described(name: str, region: str, folder: str, blocks: Sequence[_Block], labelled: bool) -> SceneDescription:
     def nearest(key: str) -> Any:
         return next((value for block in reversed(blocks) if (value := getattr(block, key)) is not None), None)
 
@@ -390,7 +410,7 @@ def _described(name: str, region: str, folder: str, blocks: Sequence[_Block]) ->
     if name.startswith(".") or "/" in name or not name:
         raise UserError(f"scene {name!r}: tiles are named after it, a name without slashes or a leading dot is needed")
     mask_from = nearest("mask_from")
-    if mask_from is None and not outlines:
+    if labelled and mask_from is None and not outlines:
         raise UserError(
             f"scene {name!r} has no outlines: give `outlines: FILE`, or weak masks from an index, such as "
             "`mask_from: ndsi > 0.4`"

@@ -106,6 +106,38 @@ def first_dataset_file(folder: Path, region: str = "") -> str:
     return "\n".join(lines)
 
 
+def scene_of(files: Sequence[Path]) -> tuple[str, dict[str, Any], list[str]]:
+    """Return name, `modalities` and remarks of the scene that these rasters are, guessed from names and bands.
+
+    Raises:
+        UserError: If a file is not there, or none is a raster with a place on earth.
+    """
+    if missing := [path for path in files if not path.exists()]:
+        raise UserError(f"{missing[0]}: no such file")
+    found = _Found()
+    for path in files:
+        if path.suffix.upper() == ".SAFE" or _SENTINEL2.search(path.name):
+            found.products["sentinel-2"].add(path)
+        elif _LANDSAT.match(path.name):
+            found.products["landsat"].add(path)
+        elif path.is_file():
+            try:
+                found.grids[path] = grids.read_grid(path)
+            except UserError as error:
+                found.left_out.append(f"left out: {error}")
+    if not found.grids and not found.products:
+        raise UserError("; ".join(found.left_out) or f"no raster among {', '.join(map(str, files))}")
+    notes = list(found.left_out)
+    first = files[0].absolute()
+    name = first.stem if len(files) == 1 else first.parent.name
+    scene = _scene(first.parent, found, Path(), notes)
+    # The products' own files, not a pattern: what was named is what is meant.
+    for modality in scene["modalities"].values():
+        if modality.get("type") in found.products:
+            modality["files"] = sorted(map(str, found.products[modality["type"]]))
+    return name, scene["modalities"], notes
+
+
 def _sort(path: Path, folder: Path, by_folder: dict[Path, _Found]) -> None:
     """Put a raster where it belongs: to its product, or to the other rasters of its folder."""
     product = next((parent for parent in path.parents if parent.suffix.upper() == ".SAFE"), None)
@@ -132,10 +164,10 @@ def _scene(place: Path, found: _Found, folder: Path, notes: list[str]) -> dict[s
     modalities: dict[str, Any] = {}
     for kind, members in found.products.items():
         if kind == "sentinel-2":
-            patterns = sorted(str(path.relative_to(folder)) for path in members if path.suffix.upper() == ".SAFE")
-            patterns += [str((place / "*").relative_to(folder))] if any(p.is_file() for p in members) else []
+            patterns = sorted(_relative(path, folder) for path in members if path.suffix.upper() == ".SAFE")
+            patterns += [_relative(place / "*", folder)] if any(path.is_file() for path in members) else []
         else:
-            patterns = [str((place / "L*").relative_to(folder))]
+            patterns = [_relative(place / "L*", folder)]
         modalities["optical"] = {"type": kind, "files": patterns if len(patterns) > 1 else patterns[0]}
         if kind == "landsat" and any(re.search(r"_(ST_)?B(6|10)\b|_B6_VCID", path.stem, re.I) for path in members):
             modalities["thermal"] = {"type": "landsat", "files": patterns[0]}
@@ -159,7 +191,7 @@ def _scene(place: Path, found: _Found, folder: Path, notes: list[str]) -> dict[s
 def _entry(kind: str, paths: Sequence[Path], folder: Path, notes: list[str]) -> dict[str, Any]:
     """Return a modality's entry: band → file where the files have different bands, else the files."""
     names = {path: _band_names(path) for path in paths}
-    relative = {path: str(path.relative_to(folder)) for path in paths}
+    relative = {path: _relative(path, folder) for path in paths}
     if kind == "dem":
         return {"files": list(relative.values()) if len(paths) > 1 else relative[paths[0]]}
     entry: dict[str, Any] = {}
@@ -188,6 +220,10 @@ def _entry(kind: str, paths: Sequence[Path], folder: Path, notes: list[str]) -> 
             "and `nodata` if a value means nodata"
         )
     return entry
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def _kind(path: Path) -> str:

@@ -126,17 +126,25 @@ class Scene:
     notes: tuple[str, ...] = ()
 
 
-def find_scenes(dataset: DatasetFile, base: Path) -> list[Scene]:
+def find_scenes(
+    dataset: DatasetFile, base: Path, *, labelled: bool = True, known: Mapping[str, Sequence[str]] | None = None
+) -> list[Scene]:
     """Return the scenes of a dataset file, one for each period where acquisitions are composed.
 
     Args:
         dataset: The dataset file.
         base: The folder that its paths are relative to.
+        labelled: Whether scenes need outlines or weak masks.
+        known: Modality → names that its bands have where nothing says any, if their number is that.
 
     Raises:
         UserError: If files are missing, can't be read, do not fit together or do not meet their scene's grid.
     """
-    found = [scene for description in scenes_of(dataset, base) for scene in _by_period(_resolved(description, base))]
+    found = [
+        scene
+        for description in scenes_of(dataset, base, labelled=labelled)
+        for scene in _by_period(_resolved(description, base, known or {}))
+    ]
     channels: dict[str, tuple[tuple[str, ...], str]] = {}
     for scene in found:
         for modality, source in scene.sources.items():
@@ -220,7 +228,7 @@ def _filled(values: NDArray[np.float32], more: NDArray[np.float32]) -> NDArray[n
 # -- from descriptions to scenes -----------------------------------------------------------------------------
 
 
-def _resolved(description: SceneDescription, base: Path) -> Scene:
+def _resolved(description: SceneDescription, base: Path, known: Mapping[str, Sequence[str]]) -> Scene:
     names = {"region": description.region, "scene": description.name, "folder": description.folder}
     reference = description.grid.modality or next(iter(description.modalities))
     if reference not in description.modalities:
@@ -229,7 +237,7 @@ def _resolved(description: SceneDescription, base: Path) -> Scene:
             f"{', '.join(description.modalities)}"
         )
     sources = {
-        modality: _source(modality, entry, description, names, base, modality == reference)
+        modality: _source(modality, entry, description, names, base, modality == reference, known.get(modality, ()))
         for modality, entry in description.modalities.items()
     }
     grid = grids.target_grid(_union(sources[reference].paths), description.grid.crs, description.grid.resolution)
@@ -322,7 +330,13 @@ def _within(scene: Scene, reference: str, date: datetime.date | None) -> Scene:
 
 
 def _source(
-    modality: str, entry: ModalityEntry, scene: SceneDescription, names: Mapping[str, str], base: Path, reference: bool
+    modality: str,
+    entry: ModalityEntry,
+    scene: SceneDescription,
+    names: Mapping[str, str],
+    base: Path,
+    reference: bool,
+    known: Sequence[str],
 ) -> Source:
     where = f"scene {scene.name!r}: {modality}"
     kind = type_of(modality, entry)
@@ -362,7 +376,7 @@ def _source(
     acquisitions = [
         one
         for date, files in by_date.items()
-        for one in _ready(where, modality, kind, entry, files, date or scene.date)
+        for one in _ready(where, modality, kind, entry, files, date or scene.date, known)
     ]
     return _finished(
         Source(modality, kind, tuple(acquisitions[0].bands), entry, tuple(acquisitions), required=required)
@@ -407,6 +421,7 @@ def _ready(
     entry: ModalityEntry,
     files: list[Path] | _Bands,
     date: datetime.date | None,
+    known: Sequence[str],
 ) -> Iterator[Acquisition]:
     """Yield an acquisition of each raster with all bands, or the one of single bands."""
     if isinstance(files, dict):
@@ -415,9 +430,9 @@ def _ready(
         groups = []
         for path in files:
             count, described = _count(path)
-            published = published_bands().get(modality, [])
-            names = entry.bands or described or (published if kind != "reflectance" and len(published) == count else [])
-            names = names or [f"band_{number}" for number in range(1, count + 1)]
+            published = () if kind == "reflectance" else published_bands().get(modality, ())
+            assumed = next((list(some) for some in (known, published) if len(some) == count), [])
+            names = entry.bands or described or assumed or [f"band_{number}" for number in range(1, count + 1)]
             if len(names) != count:
                 raise UserError(
                     f"{where}: {path} has {count} bands, `bands` names {len(names)} ({', '.join(names)}); name all, or "
