@@ -52,6 +52,7 @@ _MOST_OPEN = 32  # rasters that a thread keeps open
 _BLOCK_CACHE = 256 * 2**20  # bytes; GDAL's own default, 5 % of the memory for each process, is too much for many jobs
 _EXACT = 1e-6  # pixels: how exactly a place is transformed
 _ASIDE = 1e-6  # pixels
+_PLACES = 16  # along a side of a target pixel, at most, that a mean is taken of in the same CRS
 _KNOTS = 21  # points along a side of a window that are transformed to find what it covers in another CRS
 _WIDEST_DEG = 1.0
 _NARROWEST_M = 0.01
@@ -202,9 +203,10 @@ def read(
 
     - `classes`: that of the native pixel in which the target pixel's centre lies; never mixed. Also where the target is
       coarser: a drawn pixel keeps the shares of rare and narrow classes, which a majority would lose, and bit fields.
-    - `continuous`, where a target pixel is more than 1.5 native pixels wide (the side of a square as large as it, so as
-      interpolation would begin to leave pixels out): the mean of what it covers. In the same CRS that is exact; in
-      another, where pixels lie askew, of four interpolated places, after the mean of native blocks half as wide.
+    - `continuous`, where a target pixel is more than 1.5 native pixels wide (the root of how many it covers), so that
+      interpolation would use some pixels more than others, and soon leave some out: the mean over the target pixel, of
+      interpolated places as dense as native pixels or, in another CRS, of four after the mean of native blocks half as
+      wide as the target's pixels. Even ground stays even, and where grids fit, it is the mean of the pixels.
     - else interpolated, by `smooth`.
 
     Memory is bounded: where too many native pixels lie under the target, it is read in pieces.
@@ -281,15 +283,12 @@ def overlaps(path: str | Path, target: Grid) -> bool:
     from shapely import Polygon, box
 
     source = read_grid(path)
-    inside = _within(source, *_lattice(target, source.crs))
-    if inside.any():
-        return True
-    columns, rows = target.pixels(*_lattice(source, target.crs))
-    if ((columns > 0) & (columns < target.width) & (rows > 0) & (rows < target.height)).any():
+    theirs = _lattice(source, target.crs)
+    if _within(source, *_lattice(target, source.crs)).any() or _within(target, *theirs).any():
         return True
     # Neither has one of the other's points: what is left are footprints that cross like bars.
-    ring = np.concatenate([columns[0], columns[1:, -1], columns[-1, -2::-1], columns[-2:0:-1, 0]])
-    ring = np.stack([ring, np.concatenate([rows[0], rows[1:, -1], rows[-1, -2::-1], rows[-2:0:-1, 0]])], axis=-1)
+    places = np.stack(target.pixels(*theirs), axis=-1)
+    ring = np.concatenate([places[0], places[1:, -1], places[-1, -2::-1], places[-2:0:-1, 0]])
     if not np.isfinite(ring).all():
         return False
     shared = Polygon(ring).buffer(0).intersection(box(0, 0, target.width, target.height))
@@ -303,7 +302,7 @@ def describe_warp(path: str | Path, target: Grid, kind: Kind = "continuous", smo
     if plan is None:
         return ""
     how = plan.resampling.name
-    if plan.coarser:
+    if plan.finer > 1:
         how = f"the mean of about {pixels_per_target(source, target) ** 2:.2g} pixels"
     elif plan.resampling is not Resampling.nearest:
         how = f"{how} interpolation"
@@ -697,9 +696,11 @@ def _lattice(grid: Grid, crs: str) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def _within(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which places lie in a grid, and not just on its edge."""
     with np.errstate(invalid="ignore"):
         columns, rows = grid.pixels(x, y)
-        return (columns > 0) & (columns < grid.width) & (rows > 0) & (rows < grid.height)
+        beside = (columns < _SAME) | (columns > grid.width - _SAME) | (rows < _SAME) | (rows > grid.height - _SAME)
+        return ~beside & np.isfinite(columns) & np.isfinite(rows)
 
 
 # -- warps ---------------------------------------------------------------------------------------------------
@@ -707,13 +708,16 @@ def _within(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArr
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a raster gets onto a target: the mean of native `blocks`, GDAL's resampling, the mean of `finer`² places."""
+    """How a raster gets onto a target: the mean of native `blocks`, GDAL's resampling, the mean of `finer`² places.
+
+    GDAL's own average is not used: it takes the box between two opposite corners of a target pixel, which is thin where
+    the grids are turned, and means of whole pixels turn even ground into steps where their number is not whole.
+    """
 
     resampling: Resampling
-    reach: int  # of the kernel, or of a target pixel that is averaged over, in blocks
+    reach: int  # of the kernel, in blocks
     blocks: tuple[int, int] = (1, 1)
     finer: int = 1
-    coarser: bool = False
 
 
 Span = tuple[int, int]
@@ -729,11 +733,9 @@ def _plan(source: Grid, target: Grid, kind: Kind, smooth: Smooth) -> _Plan | Non
     columns, rows, side = _spread(source, target.crs, _linear(target))
     if side <= _COARSER:
         return _Plan(Resampling[smooth], 1 if smooth == "bilinear" else 2)
-    if _same_crs(source.crs, target.crs) and source.transform[1] == source.transform[3] == 0:
-        return _Plan(Resampling.average, math.ceil(max(columns, rows)), coarser=True)
-    # GDAL averages over the box between two opposite corners of the target pixel: nothing, where it lies at 45°.
-    blocks = max(1, round(rows / 2)), max(1, round(columns / 2))
-    return _Plan(Resampling.bilinear, 1, blocks, 2, coarser=True)
+    most = _PLACES if _same_crs(source.crs, target.crs) else 2
+    blocks = max(1, round(rows / most)), max(1, round(columns / most))
+    return _Plan(Resampling.bilinear, 1, blocks, max(2, round(rows / blocks[0]), round(columns / blocks[1])))
 
 
 def _pieces(source: Grid, target: Grid, plan: _Plan, bands: int) -> Iterator[tuple[Window, list[tuple[Span, Span]]]]:
@@ -812,45 +814,45 @@ def _sag(places: NDArray[np.float64]) -> float:
 def _warped(
     native: Callable[[Span, Span], Values], source: Grid, target: Grid, plan: _Plan, windows: list[tuple[Span, Span]]
 ) -> Values:
-    """Return the values (h, w, C) of a piece of the target."""
-    values: Values | None = None
-    for rows, columns in windows:
+    """Return the values (h, w, C) of a piece of the target, from what each native window has of it."""
+    channels, total = 0, None
+    for rows, columns in windows or [((0, 0), (0, 0))]:
         window = Window(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
-        part = _warp(native(rows, columns), source, window, target, plan)
-        values = part if values is None else np.where(np.isnan(values), part, values)
-    if values is None:
-        channels = native((0, 0), (0, 0)).shape[-1]
+        values = native(rows, columns)
+        channels = values.shape[-1]
+        if not np.isnan(values).all():
+            part = _warp(values, source.window(window), target, plan)
+            total = part if total is None else total + part
+    if total is None:
         return np.full((target.height, target.width, channels), np.nan, np.float32)
-    return values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Just below a half: what halves a pixel is no matter of rounding.
+        values = np.where(total[1] > 0.499, total[0] / total[1], np.float32(np.nan))
+    return np.ascontiguousarray(np.moveaxis(values, 0, -1))
 
 
-def _warp(values: Values, source: Grid, window: Window, target: Grid, plan: _Plan) -> Values:
-    """Return native values of a window of the source on the target."""
+def _warp(values: Values, native: Grid, target: Grid, plan: _Plan) -> Values:
+    """Return native values (h, w, C) on the target: value times weight, and weight, (2, C, h, w)."""
     channels = values.shape[-1]
     here = ~np.isnan(values)
-    if not here.any():
-        return np.full((target.height, target.width, channels), np.nan, np.float32)
     layers = np.moveaxis(values, -1, 0)
+    if plan.resampling is Resampling.nearest or here.all():
+        warped = _reproject(_block_means(layers, plan.blocks), native, target, plan, np.nan)
+        known = np.isfinite(warped)
+        return np.stack([np.where(known, warped, np.float32(0)), known.astype(np.float32)])
     weights: list[NDArray[np.bool_]] = []
-    if plan.resampling is not Resampling.nearest and not here.all():
-        layers = np.where(np.isnan(layers), np.float32(0), layers)
-        for channel in range(channels):
-            if not any(np.array_equal(here[..., channel], known) for known in weights):
-                weights.append(here[..., channel])
-        layers = np.concatenate([layers, np.array(weights, np.float32)])
-    layers = _block_means(layers, plan.blocks)
-    warped = _reproject(layers, source.window(window), target, plan, "0" if weights else "NAN")
-    result = warped[:channels]
-    for channel in range(channels if weights else 0):
-        which = next(at for at, known in enumerate(weights) if np.array_equal(here[..., channel], known))
-        share = warped[channels + which]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # Just below a half: what halves a pixel is no matter of rounding.
-            result[channel] = np.where(share > 0.499, result[channel] / share, np.float32(np.nan))
-    return np.ascontiguousarray(np.moveaxis(result, 0, -1))
+    of_channel = []
+    for channel in range(channels):
+        same = [at for at, known in enumerate(weights) if np.array_equal(here[..., channel], known)]
+        of_channel.append(same[0] if same else len(weights))
+        if not same:
+            weights.append(here[..., channel])
+    layers = np.concatenate([np.where(np.isnan(layers), np.float32(0), layers), np.array(weights, np.float32)])
+    warped = _reproject(_block_means(layers, plan.blocks), native, target, plan, 0)
+    return np.stack([warped[:channels], warped[channels:][of_channel]])
 
 
-def _reproject(layers: Values, native: Grid, target: Grid, plan: _Plan, outside: str) -> Values:
+def _reproject(layers: Values, native: Grid, target: Grid, plan: _Plan, outside: float) -> Values:
     """Return layers (C, h, w), whose blocks cover `native`, on the target; `outside` where there are none."""
     height, width = plan.blocks
     a, b, c, d, e, f = native.transform
@@ -877,8 +879,7 @@ def _reproject(layers: Values, native: Grid, target: Grid, plan: _Plan, outside:
                 width=target.width * plan.finer,
                 resampling=plan.resampling,
                 tolerance=_EXACT,
-                init_dest_nodata=False,
-                INIT_DEST=outside,
+                **({"nodata": outside} if math.isnan(outside) else {"init_dest_nodata": False, "INIT_DEST": outside}),
                 XSCALE=1,  # the kernel is as wide for every window
                 YSCALE=1,
             ) as warped,
