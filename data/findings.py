@@ -377,11 +377,14 @@ def values_of_bands(survey: Survey) -> Iterator[Finding]:
                     [tile for tile in split.tiles if tile.infinite.get(modality)],
                     "a division by 0, or the logarithm of one: make it nodata before preparing tiles",
                 )  # fmt: skip
+            has_elevation = any(name.startswith("elevation") for name in split.bands[modality])
             highest = max((facts.high for facts in split.band_facts[modality]), default=np.inf)
             filled = [
                 tile
                 for tile in split.tiles
-                if (found := tile.filled.get(modality, (0.0, 0)))[1] > _FILLED * tile.valid and found[0] != highest
+                if (found := tile.filled.get(modality, (0.0, 0)))[1] > _FILLED * tile.valid
+                and found[0] != highest
+                and not (found[0] == 0 and has_elevation)  # at sea, elevation and slope are 0
             ]
             count = sum(tile.filled[modality][1] for tile in filled)
             if count > _FILLED * split.valid:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Geod
 
 from console import UserError
 from data.grids import Grid, transformer
@@ -135,7 +135,8 @@ def read_outlines(source: OutlineFile, grid: Grid, *, margin_m: float = 1000.0, 
     Args:
         source: The file.
         grid: The scene's grid.
-        margin_m: Metres beyond the grid up to which boundaries are kept for `rasterise`: at least its ignore buffer.
+        margin_m: Metres beyond the grid up to which boundaries are kept for `rasterise`: at least its ignore buffer. 0:
+            there is to be none, and reading is faster.
         required: Whether it is an error that no polygon meets the grid; else the result is empty.
 
     Raises:
@@ -177,11 +178,9 @@ def read_outlines(source: OutlineFile, grid: Grid, *, margin_m: float = 1000.0, 
     if required and not len(inside):
         raise UserError(_told_no_overlap(layer, source, grid))
 
-    edges = shapely.boundary(shapely.union_all(near))
-    if layer.crs.is_geographic:
-        dateline = shapely.multilinestrings([[(side, -90), (side, 90)] for side in (-180, 180)])
-        edges = shapely.difference(edges, dateline) if extent and extent[2] - extent[0] >= 360 else edges
-    lines = shapely.get_parts(shapely.intersection(move(shapely.get_parts(edges)), _footprint(around)))
+    around_pole = layer.crs.is_geographic and extent is not None and extent[2] - extent[0] >= 360
+    edges = _outer_edges(near[~shapely.is_empty(near)], around_pole) if margin_m > 0 else np.zeros(0, object)
+    lines = shapely.get_parts(shapely.intersection(move(edges), _footprint(around)))
     lines = lines[shapely.length(lines) > 0]
 
     kept_dates = tuple(dates[index] for index in there)
@@ -433,6 +432,17 @@ def _clipped_to(polygons: Geometries, extent: Box | None, turns: Sequence[float]
     return result
 
 
+def _outer_edges(polygons: Geometries, around_pole: bool) -> Geometries:
+    """Return the lines around all polygons together; around a pole, without those where the map of degrees ends."""
+    import shapely
+
+    edges = shapely.boundary(shapely.disjoint_subset_union_all(polygons))
+    if around_pole:
+        ends = shapely.multilinestrings([[(side, -90), (side, 90)] for side in (-180, 180)])
+        edges = shapely.difference(edges, ends)
+    return np.asarray(shapely.get_parts(edges))
+
+
 def _meets(shapes: Geometries, box: Box) -> NDArray[np.bool_]:
     import shapely
 
@@ -505,7 +515,7 @@ def _within(lines: Geometries, grid: Grid, distance_m: float) -> NDArray[np.bool
         middle = (cells[members[0]] + 0.5) * side
         longitude, latitude = transformer(grid.crs, _DEGREES).transform(*middle)
         local = f"+proj=aeqd +lon_0={longitude} +lat_0={min(max(latitude, -90), 90)} +datum=WGS84 +units=m"
-        to_local = Transformer.from_crs(grid.crs, local, always_xy=True)
+        to_local = transformer(grid.crs, local)
         straight = np.stack(to_local.transform(*edges[close].reshape(-1, 2).T), axis=-1).reshape(-1, 2, 2)
         tree = shapely.STRtree(shapely.linestrings(straight[np.isfinite(straight).all(axis=(1, 2))]))
         places = shapely.points(np.stack(to_local.transform(*here.T), axis=-1))

@@ -233,7 +233,7 @@ def _job(scene: Scene, classes: Sequence[ClassInfo], dataset: DatasetFile, repor
         return Job(scene, (), rule)
     ids = {info.name: index for index, info in enumerate(classes)}
     layers: list[tuple[Outlines, int]] = []
-    margin_m = max(1000.0, dataset.ignore_buffer_m)
+    margin_m = dataset.ignore_buffer_m
     for layer in scene.outlines:
         outlines = read_outlines(layer.source, scene.grid, margin_m=margin_m, required=len(scene.outlines) == 1)
         layers.append((outlines, ids[layer.class_name]))

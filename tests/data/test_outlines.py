@@ -252,6 +252,15 @@ def test_boundaries_beyond_the_grid_reach_into_it(tmp_path: Path) -> None:
     assert (mask[0] == IGNORE).all() and (mask[1, :75] == 0).all()
 
 
+def test_without_a_margin_there_are_no_boundaries_and_the_same_mask(tmp_path: Path) -> None:
+    outlines = read(tmp_path / "o.gpkg", glaciers(GRID))
+    plain = read(tmp_path / "o.gpkg", glaciers(GRID), margin_m=0)
+    assert len(outlines.boundaries) and not len(plain.boundaries)
+    np.testing.assert_array_equal(rasterise([(plain, 1)], GRID), rasterise([(outlines, 1)], GRID))
+    with pytest.raises(ValueError, match="expected 0 … 0"):
+        rasterise([(plain, 1)], GRID, ignore_buffer_m=1)
+
+
 @pytest.mark.parametrize("crs", ["EPSG:32645", "EPSG:4326"])
 def test_ice_divides_are_no_boundaries(tmp_path: Path, crs: str) -> None:
     whole = blob(GRID, 0, 40, 30, 25)
