@@ -1,12 +1,15 @@
 """Score a run's predictions by region.
 
 Reads    predictions/NAME/predictions.hdf5; with --baseline and --picture also the tiles they were made of
-Writes   reports/NAME/scores.json, regions.csv and tiles.csv; with --picture examples.png
+Writes   reports/NAME/scores.json, regions.csv, tiles.csv, calibration.json and reliability.png; with --picture
+         examples.png
 Copy     python evaluate.py -n glavitu
 
 Scores are of glacier (all classes flagged as glacier together) against the rest, from counts pooled over a
 region's pixels: those that are valid and have a reference. `mean IoU ± std` is over the regions that have
-glacier.
+glacier. The table of confidence compares the probability of the label with the share of labels that are right, over
+all classes and at the valid pixels: their expected calibration error (ECE, 15 bins), of the model's probabilities and,
+where the run is calibrated (`python predict.py -n NAME --calibrate`), of the calibrated ones.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("--data says where --baseline finds training tiles: give --baseline, too, or leave it out")
 
     from data.predictions import PredictionFile, path_of
-    from evaluation import regions
+    from evaluation import calibration, regions, reliability
 
     predictions = PredictionFile(path_of(options.name))
     if not predictions.path.is_file():
@@ -56,8 +59,13 @@ def main(arguments: list[str]) -> None:
     if options.baseline:
         described["baseline"] = _baseline(options, predictions, evaluations)
     folder = REPORTS / options.name
+    calibrator = calibration.of(predictions)
+    confidence = reliability.measure(predictions, names, calibrator)
+    how = f"calibrated by {calibrator.method}" if calibrator else "not calibrated"
+    print(f"\nconfidence, the probability of the label, {how}\n\n{confidence.text()}")
     regions.save(evaluations, folder, described)
-    written = ["scores.json", "regions.csv", "tiles.csv"]
+    reliability.save(confidence, folder, described | {"calibration": calibrator and calibrator.model_dump()})
+    written = ["scores.json", "regions.csv", "tiles.csv", "calibration.json", "reliability.png"]
     if options.picture:
         from evaluation.picture import choose, draw
 
@@ -102,16 +110,18 @@ def _explain_missing(name: str) -> None:
 
     others = known()
     hint = f" (there are predictions of {', '.join(others)})" if others else ""
+    runs = name.split("+")  # those of an ensemble
     try:
-        find_run(name)
+        for run in runs:
+            find_run(run)
     except UserError as error:
         raise UserError(f"no predictions of {name!r}{hint}: {error}") from None
-    raise UserError(f"no predictions of {name!r}{hint}; make them: python predict.py -n {shlex.quote(name)}")
+    raise UserError(f"no predictions of {name!r}{hint}; make them: python predict.py -n {shlex.join(runs)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", dest="name", metavar="NAME", required=True, help="name of the run, or predictions")
+    parser.add_argument("-n", dest="name", metavar="NAME", required=True, help="name of the run, or predictions (a+b)")
     parser.add_argument("--regions", nargs="+", metavar="REGION", help="only tiles of these regions")
     parser.add_argument(
         "--all-pixels",

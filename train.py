@@ -2,7 +2,8 @@
 
 reads   tiles/DATASET/train.hdf5 and val.hdf5, recipes/RECIPE.yaml
 writes  weights/NAME.weights.h5 (the best epoch), weights/NAME.json (the run's record), logs/NAME.csv;
-        while it trains, weights/NAME.resume/ (the state to resume from);
+        while it trains, weights/NAME.resume/ (the state to resume from); at its end weights/NAME.calibration.json
+        (what makes a confidence of a probability, fitted on the validation tiles);
         to look at: logs/NAME.png (the log), logs/NAME-patches.png (validation patches, prediction and error)
 copy    python train.py -m glavitu --dry-run
         python train.py -m glavitu
@@ -75,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save-every", type=float, default=15.0, metavar="MINUTES", help="save a state this often within long epochs"
     )
+    parser.add_argument(
+        "--no-calibration",
+        action="store_true",
+        help="do not predict the validation tiles at the end to calibrate the confidence (folds never do)",
+    )
     parser.add_argument("--folds", type=int, metavar="N", help="cross-validate over the train and val tiles in N folds")
     parser.add_argument(
         "--folds-by",
@@ -137,6 +143,8 @@ def main(arguments: list[str]) -> None:
         )
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"the run's name becomes a file name: no folder, no leading dot; received {name!r}")
+    if name.endswith(".calibration"):
+        raise UserError(f"weights/{name}.json would be taken for a calibration: give another name with -n")
     command = shlex.join(["python", "train.py", *arguments])
     if options.draw_augmentations or options.dry_run:
         if recipe is None:
@@ -163,6 +171,7 @@ def _train(
     import yaml
 
     from data.tiles import find_dataset
+    from evaluation.calibration import calibration_path
     from training.initial import continued
     from training.recipe import parse_recipe
     from training.record import LOGS, load_record, record_path, run_names, weights_path
@@ -180,6 +189,8 @@ def _train(
         if record.stopped not in ("finished", "early"):
             raise UserError(f"run {name!r} has weights but no state to resume from: start it anew with --overwrite")
         print(f"run {name!r} is done after {record.epochs} epochs: there is nothing to resume")
+        if not options.no_calibration and not calibration_path(name).is_file():
+            print(f"its confidence is not calibrated: python predict.py -n {name} --calibrate")
         return record
     before = state.origin if state else None
     if recipe is None:
@@ -229,8 +240,34 @@ def _train(
     print(f"wrote {weights_path(name)}, {record_path(name)}, logs/{name}.csv and its pictures beside it")
     if events:
         print(f"to see it: tensorboard --logdir {events.folder} (pip install tensorboard)")
+    if not options.no_calibration and options.folds is None and options.folds_by is None:
+        _calibrate(record, planned)
     print(f"next: python predict.py -n {name}")
     return record
+
+
+def _calibrate(record: Record, planned: Plan) -> None:
+    """Fit the calibration of the run's confidence on its validation tiles; the run is done whatever becomes of it."""
+    from evaluation import calibration
+    from inference.confidence import Way
+    from inference.predictor import from_run
+    from inference.tiles import about, labelled_maps
+
+    later = f"python predict.py -n {record.name} --calibrate"
+    members = [from_run(record)]
+    way, val = Way(), planned.val
+    batch = planned.recipe.training.validation_batch_size or planned.recipe.training.part_size
+    try:
+        maps = labelled_maps(members, val.file, val.names, way=way, batch=batch)
+        fitted = calibration.fit(maps, calibration.About(**about(members, val.file, way)))
+    except UserError as error:
+        console.warn(f"the confidence is not calibrated: {error}; {later} does it")
+        return
+    except KeyboardInterrupt:
+        print(f"\nstopped by Ctrl-C: the run is done, but its confidence is not calibrated; {later} does it")
+        raise SystemExit(130) from None
+    print(fitted.text())
+    print(f"wrote {calibration.save(record.name, fitted)}")
 
 
 def _started(planned: Plan, options: argparse.Namespace) -> Plan:

@@ -2,13 +2,15 @@
 
 A group holds `probs` `(H, W, K)` float32 (K = number of classes, or 1: the probability of the second class),
 `labels` `(H, W)` uint8 class ids from the unrounded probabilities, without small objects where the model is to
-leave these out (`smallest_px`), `mask` and `valid` of the tile, and the
-tile's attributes. Padding is cut off: a stored `transform` is moved to the corner that is left, and padding
-attributes tell where in the tile file the prediction lies.
+leave these out (`smallest_px`), `mask` and `valid` of the tile, and the tile's attributes; where the predictions are
+calibrated also `confidence` `(H, W)` float32, the calibrated probability of the label as it stands in `labels`.
+`probs` and `labels` are the same with and without calibration. Padding is cut off: a stored
+`transform` is moved to the corner that is left, and padding attributes tell where in the tile file the prediction lies.
 
 File attributes: `run`, `classes` (JSON, as in tile files), `source` and `source_digest` (the tile file),
 `mask_note` (what to know of a weak reference, else empty), `command`, and as JSON what the prediction was made
-with: `modalities`, `statistics`, `precision`, `patch_size`, `overlap`, `smallest_px`.
+with: `modalities`, `statistics`, `precision`, `patch_size`, `overlap`, `smallest_px`, `tta`, `mc`, `calibration` (what
+`confidence` was made with, or null), of an ensemble `members` instead of what is one run's.
 """
 
 from __future__ import annotations
@@ -49,6 +51,17 @@ def label(probs: NDArray[np.floating]) -> NDArray[np.uint8]:
     return ids.astype(np.uint8)
 
 
+def per_class(probs: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return a probability for every class, `(…, K)`: of one probability `(…, 1)` those of both classes."""
+    return np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
+
+
+def label_probability(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Return the probability `(…)` that `probs` `(…, K)` gives the class ids `labels` `(…)`."""
+    one = np.take_along_axis(probs, np.minimum(labels, probs.shape[-1] - 1)[..., None].astype(np.intp), axis=-1)[..., 0]
+    return np.where(labels == 1, one, 1 - one) if probs.shape[-1] == 1 else one
+
+
 class PredictionWriter:
     """Writes a prediction file; use it in a `with` statement.
 
@@ -85,10 +98,12 @@ class PredictionWriter:
         mask: NDArray[np.uint8],
         valid: NDArray[np.bool_],
         clean: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        calibrate: Callable[[NDArray[np.float32]], NDArray[np.floating]] | None = None,
     ) -> None:
         """Add the tile `info` with arrays `(H, W, …)` of its stored size; its padding is cut off here.
 
-        `clean` makes the label map `(h, w)` that is stored of the one without padding.
+        `clean` makes the label map `(h, w)` that is stored of the one without padding, `calibrate` the probabilities
+        `(h, w, K)` that `confidence` is of.
         """
         inside = info.interior()
         attributes = {key: value for key, value in info.attributes.items() if value is not None}
@@ -103,8 +118,11 @@ class PredictionWriter:
         cut = probs[inside]
         chunks = (min(256, cut.shape[0]), min(256, cut.shape[1]), cut.shape[2])
         group.create_dataset("probs", data=cut, dtype=np.float32, chunks=chunks, **packed)
-        labels = label(cut)
-        group.create_dataset("labels", data=clean(labels) if clean else labels, **packed)
+        labels = clean(label(cut)) if clean else label(cut)
+        group.create_dataset("labels", data=labels, **packed)
+        if calibrate:
+            confidence = label_probability(calibrate(cut), labels)
+            group.create_dataset("confidence", data=confidence, dtype=np.float32, chunks=chunks[:2], **packed)
         group.create_dataset("mask", data=mask[inside], dtype=np.uint8, **packed)
         group.create_dataset("valid", data=valid[inside], dtype=np.uint8, **packed)
         group.attrs.update(attributes)
@@ -157,6 +175,11 @@ class PredictionFile:
         """The tile file that was predicted."""
         return Path(self.attributes["source"])
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the confidence is of calibrated probabilities."""
+        return self.attributes.get("calibration", "null") != "null"
+
     @cached_property
     def region_by_tile(self) -> dict[str, str]:
         """The tiles, sorted by name, and the region of each."""
@@ -194,9 +217,17 @@ class PredictionFile:
         with self._reading() as file:
             return file[name]["probs"][()]
 
+    def confidence(self, name: str) -> NDArray[np.float32]:
+        """Return the probability `(H, W)` of the label of tile `name`: calibrated if the predictions are."""
+        with self._reading() as file:
+            group = file[name]
+            if "confidence" in group:
+                return group["confidence"][()]
+            return label_probability(group["probs"][()], group["labels"][()]).astype(np.float32)
+
     @property
     def _remedy(self) -> str:
-        return f"predict again: python predict.py -n {self.path.parent.name}"
+        return f"predict again: python predict.py -n {self.path.parent.name.replace('+', ' ')}"
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:

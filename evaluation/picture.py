@@ -73,9 +73,8 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
             bands, modality, shown = composite(source.bands)
             inside = source.info(name).interior()
             values = source.read(name, [modality])[modality][inside][..., bands]
-            probs = predictions.probs(name)
-            probs = np.concatenate([1 - probs, probs], axis=-1) if probs.shape[-1] == 1 else probs
-            confidence = colormaps[_CONFIDENCE_COLORS](shades(probs.max(axis=-1)))[..., :3].astype(np.float32)
+            shaded = colormaps[_CONFIDENCE_COLORS](shades(predictions.confidence(name)))
+            confidence = shaded[..., :3].astype(np.float32)
             show(axes[0], stretch(values, tile.valid), tile.valid & np.isfinite(values).any(axis=-1))
             show(axes[1], paint(tile.mask, classes), tile.valid & (tile.mask != IGNORE))
             show(axes[2], paint(tile.labels, classes), tile.valid)
@@ -88,7 +87,7 @@ def draw(predictions: PredictionFile, names: Sequence[str], path: Path) -> None:
         "False colour": shown,
         "Reference": predictions.mask_note.split(" — ")[0].removeprefix("reference: "),
         "Prediction": "errors outlined",
-        "Confidence": "probability of the label",
+        "Confidence": f"{'calibrated ' if predictions.is_calibrated else ''}probability of the label",
     }
     for axis, (heading, detail) in zip(grid[0], headings.items(), strict=True):
         axis.set_title(heading, fontsize=13, fontweight="bold", pad=20)

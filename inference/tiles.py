@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress
 from data.predictions import PredictionWriter
-from data.tiles import TileFile
+from data.tiles import TileFile, TileInfo
 from data.windows import grid
 from inference.cleaning import remove_small
+from inference.confidence import Combination, Way, weights_digests
 from inference.predictor import Predictor
 from inference.sliding import blend_all
 
+PLAIN = Way()
+
 
 def predict_file(
-    predictor: Predictor,
+    members: Predictor | Sequence[Predictor],
     source: TileFile,
     target: Path,
     *,
@@ -26,68 +30,140 @@ def predict_file(
     overlap: float = 0.5,
     batch: int = 4,
     command: str = "",
+    way: Way = PLAIN,
+    calibrate: Callable[[NDArray[np.float32]], NDArray[np.floating]] | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> None:
     """Predict the tiles `names` of `source` (all by default) into the prediction file `target`.
 
     The file takes its place when all is done; until then, and after an error, a former one stays.
 
     Args:
-        predictor: The model.
+        members: The model; several are an ensemble, whose label maps are cleaned as the first's.
         source: The tiles; `check_tiles` has been asked before.
         target: Usually `predictions/NAME/predictions.hdf5`.
         names: Tiles to predict.
         overlap: Share of a patch that neighbouring windows have in common, 0 … 1 exclusive.
         batch: Windows predicted at once.
         command: The command to note in the file.
+        way: How a patch is predicted.
+        calibrate: What makes the probabilities that the file's confidence is of.
+        noted: More attributes of the file, such as what `calibrate` is.
 
     Raises:
         UserError: If `overlap` or `batch` is impossible, the values are scaled in a way that does not suit
-            the model, or the model returns anything but numbers.
+            a model, models do not go together, or one returns anything but numbers.
     """
-    if not 0 <= overlap < 1:
-        raise UserError(f"--overlap must lie in 0 ≤ overlap < 1, received {overlap}; half a patch is 0.5")
-    if batch < 1:
-        raise UserError(f"--batch-size must be at least 1, received {batch}")
-    source = source.choose(predictor.bands)
-    patch = predictor.patch_size
-    stride = max(1, round(patch * (1 - overlap)))
+    members = [members] if isinstance(members, Predictor) else list(members)
     infos = [source.info(name) for name in (source.names if names is None else names)]
-    windows = sum(len(grid(info.height, info.width, patch, stride)) for info in infos)
-    statistics = predictor.scaling(source)
-
-    def arrays() -> Iterator[dict[str, NDArray[np.float32]]]:
-        for info in infos:
-            yield predictor.inputs(source, info, statistics)
-
-    blended = blend_all(
-        predictor,
-        arrays(),
-        patch=patch,
-        num_outputs=predictor.num_outputs,
-        stride=stride,
-        batch=min(batch, windows),
-    )
+    model, blended = _blended(members, source, infos, way, overlap, batch)
     attributes = {
-        "run": predictor.name,
+        "run": joined_name(members),
         "source": str(source.path),
         "source_digest": source.digest,
         "mask_note": source.mask_note,
         "command": command,
-        **predictor.described,
-        "modalities": predictor.modalities,
-        "statistics": statistics.to_json() if statistics else None,
-        "patch_size": patch,
+        "patch_size": model.patch_size,
         "overlap": overlap,
-        "smallest_px": predictor.smallest_px,
+        "smallest_px": members[0].smallest_px,
+        "tta": way.tta,
+        "mc": way.mc,
+        "mc_seed": way.seed,
+        "calibration": None,
+        **(noted or {}),
     }
-    smallest = predictor.smallest_px
+    described = [
+        {
+            **member.described,
+            "modalities": member.modalities,
+            "statistics": statistics.to_json() if statistics else None,
+        }
+        for member, statistics in zip(members, model.statistics, strict=True)
+    ]
+    if len(members) == 1:
+        attributes |= described[0]
+    else:
+        attributes["members"] = [{"run": member.name, **one} for member, one in zip(members, described, strict=True)]
+    smallest = members[0].smallest_px
     clean = (lambda labels: remove_small(labels, smallest)) if smallest else None
-    with PredictionWriter(target, predictor.classes, attributes) as writer:
+    with PredictionWriter(target, members[0].classes, attributes) as writer:
         tiles = zip(infos, blended, strict=True)
         for info, probs in progress(tiles, "predict", total=len(infos), unit="tile"):
+            writer.add(info, probs, source.mask(info.name), source.valid(info.name), clean, calibrate)
+
+
+def labelled_maps(
+    members: Sequence[Predictor],
+    source: TileFile,
+    names: Sequence[str],
+    *,
+    way: Way = PLAIN,
+    overlap: float = 0.5,
+    batch: int = 4,
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.uint8]]]:
+    """Predict tiles and yield name, probabilities `(h, w, K)` and reference `(h, w)` of each, padding cut.
+
+    The reference is 255 where a pixel is invalid or unlabelled. Arguments and errors are those of `predict_file`.
+    """
+    infos = [source.info(name) for name in names]
+    _, blended = _blended(members, source, infos, way, overlap, batch)
+    tiles = zip(infos, blended, strict=True)
+    for info, probs in progress(tiles, "calibrate", total=len(infos), unit="tile"):
+        inside = info.interior()
+        yield info.name, probs[inside], source.labels(info.name)[inside]
+
+
+def about(members: Sequence[Predictor], source: TileFile, way: Way, overlap: float = 0.5) -> dict[str, Any]:
+    """Return what a calibration on `source` is of (the fields of `evaluation.calibration.About`)."""
+    return {
+        "weights": weights_digests(members),
+        "tta": way.tta,
+        "mc": way.mc,
+        "classes": tuple(info.name for info in members[0].classes),
+        "source": str(source.path),
+        "source_digest": source.digest,
+        "overlap": overlap,
+        "precision": members[0].described["precision"],
+    }
+
+
+def joined_name(members: Sequence[Predictor]) -> str:
+    """Return the name of what several runs predict: theirs, joined by `+`."""
+    return "+".join(member.name for member in members)
+
+
+def _blended(
+    members: Sequence[Predictor],
+    source: TileFile,
+    infos: Sequence[TileInfo],
+    way: Way,
+    overlap: float,
+    batch: int,
+) -> tuple[Combination, Iterator[NDArray[np.float32]]]:
+    """Return the models put together, and the probabilities `(H, W, K)` of the tiles in their order, checked."""
+    if not 0 <= overlap < 1:
+        raise UserError(f"--overlap must lie in 0 ≤ overlap < 1, received {overlap}; half a patch is 0.5")
+    if batch < 1:
+        raise UserError(f"--batch-size must be at least 1, received {batch}")
+    model = Combination(members, source, way)
+    stride = max(1, round(model.patch_size * (1 - overlap)))
+    windows = sum(len(grid(info.height, info.width, model.patch_size, stride)) for info in infos)
+    blended = blend_all(
+        model,
+        (model.inputs(info) for info in infos),
+        patch=model.patch_size,
+        num_outputs=model.num_outputs,
+        stride=stride,
+        batch=min(batch, windows),
+    )
+
+    def checked() -> Iterator[NDArray[np.float32]]:
+        for info, probs in zip(infos, blended, strict=True):
             if not np.isfinite(probs).all():
                 raise UserError(
                     f"the model returned values that are not numbers for tile {info.name!r}: its weights are "
                     "damaged, or the precision is too low for them (try --precision float32)"
                 )
-            writer.add(info, probs, source.mask(info.name), source.valid(info.name), clean)
+            yield probs
+
+    return model, checked()

@@ -39,7 +39,8 @@ RECIPE: dict[str, Any] = {
     },
 }
 PICTURES = {"logs/small.png", "logs/small-patches.png"}
-RUN_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"} | PICTURES
+EPOCH_FILES = {"weights/small.weights.h5", "weights/small.json", "logs/small.csv"} | PICTURES
+RUN_FILES = EPOCH_FILES | {"weights/small.calibration.json"}
 STATE = "weights/small.resume/state.h5"
 
 
@@ -297,7 +298,7 @@ def test_ctrl_c_says_what_is_kept(
     assert raised.value.code == 130
     said = capsys.readouterr().out
     if epochs_before:
-        assert "the best weights are in weights/small.weights.h5" in said and written() == RUN_FILES | {STATE}
+        assert "the best weights are in weights/small.weights.h5" in said and written() == EPOCH_FILES | {STATE}
         assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
     else:
         assert "no epoch was done" in said and written() == {"weights/small.weights.h5", STATE}
@@ -346,7 +347,7 @@ def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 240
-        while not all(map(os.path.exists, RUN_FILES)) and process.poll() is None and time.monotonic() < deadline:
+        while not all(map(os.path.exists, EPOCH_FILES)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         try:
@@ -356,7 +357,7 @@ def test_a_signal_stops_the_process_cleanly(place: Path) -> None:
             raise
     assert process.returncode == 130, errors
     assert "stopped by Ctrl-C: the best weights are in weights/small.weights.h5" in output
-    assert "Traceback" not in errors and written() == RUN_FILES | {STATE}
+    assert "Traceback" not in errors and written() == EPOCH_FILES | {STATE}
     assert json.loads(Path("weights/small.json").read_text())["stopped"] == "interrupted"
 
 
