@@ -329,19 +329,13 @@ class TileFile:
     def level_note(self) -> str:
         """What who uses the published weights or statistics must know of the reflectance; empty where it is theirs."""
         described = self.provenance.get("modalities")
-        described = described if isinstance(described, dict) else {}
-        surface = [
-            f"`{modality}`" + (f" ({entry['level']})" if entry.get("level") else "")
-            for modality, entry in described.items()
-            if isinstance(entry, dict) and SURFACE in str(entry.get("unit", ""))
-        ]
-        return (
-            f"{self.path}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, "
-            "which is brighter in blue and in shadow: expect worse maps, or prepare tiles of Sentinel-2 L1C or of "
-            "Landsat level 1"
-            if surface
-            else ""
-        )
+        entries = described.items() if isinstance(described, dict) else ()
+        units = {
+            modality: (str(entry.get("unit", "")), str(entry.get("level", "")))
+            for modality, entry in entries
+            if isinstance(entry, dict)
+        }
+        return level_note(self.path, units)
 
     @cached_property
     def command(self) -> str:
@@ -879,6 +873,19 @@ def describe_absent(file: TileFile, names: Sequence[str], modalities: Sequence[s
     counts = {modality: sum(modality not in one for one in present) for modality in modalities}
     return ", ".join(
         f"{modality} absent in {count} of {len(names)} tiles" for modality, count in counts.items() if count
+    )
+
+
+def level_note(what: str | Path, units: Mapping[str, tuple[str, str]]) -> str:
+    """Return what who uses the published weights or statistics must know of unit and level of `what`, by modality."""
+    surface = [
+        f"`{name}`" + (f" ({level})" if level else "") for name, (unit, level) in units.items() if SURFACE in unit
+    ]
+    if not surface:
+        return ""
+    return (
+        f"{what}: {', '.join(surface)} is {SURFACE}, the published data are top-of-atmosphere reflectance, which is "
+        "brighter in blue and in shadow: expect worse maps, or use Sentinel-2 L1C or Landsat level 1"
     )
 
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from console import UserError
 from data.normalisation import Statistics
 from data.predictions import per_class
-from data.tiles import TileFile, TileInfo
+from data.tiles import TileInfo
+from inference.predictor import InputSet
 from inference.sliding import Floats, Predict
 
 if TYPE_CHECKING:
     import keras
 
-    from inference.predictor import Predictor
+    from inference.predictor import Offer, Predictor
 
 SYMMETRIES: dict[str, tuple[bool, bool, bool]] = {
     "flip-h": (False, False, True),
@@ -290,7 +291,7 @@ class Combination:
 
     Args:
         members: The runs.
-        source: The tiles; `check_tiles` has been asked before.
+        source: The tiles, `check_tiles` has been asked before; or a scene.
         way: How each run predicts a patch.
 
     Attributes:
@@ -303,10 +304,10 @@ class Combination:
             be predicted with in this `way`.
     """
 
-    def __init__(self, members: Sequence[Predictor], source: TileFile, way: Way) -> None:
+    def __init__(self, members: Sequence[Predictor], source: Offer, way: Way) -> None:
         check_members(members)
         self._members = list(members)
-        self._sources = [source.choose(member.bands) for member in members]
+        self._sources: list[Any] = [source.choose(member.bands) for member in members]
         self.statistics = [member.scaling(chosen) for member, chosen in zip(members, self._sources, strict=True)]
         self.patch_size = members[0].patch_size
         self.num_outputs = max(member.num_outputs for member in members)
@@ -316,6 +317,7 @@ class Combination:
             predicts.append(way.apply(member, directions(bands, statistics) if way.tta else ()))
             read.append((bands, statistics, member.regions))
         self._shared = [read.index(one) for one in read]
+        self._read = read
         self._predict = predicts[0] if len(members) == 1 else Ensemble(predicts, self._shared)
 
     def __call__(self, batch: Mapping[str, Floats]) -> NDArray[np.floating]:
@@ -331,6 +333,16 @@ class Combination:
         if len(self._members) == 1:
             return read[0]
         return {f"{number}/{name}": x for number, inputs in read.items() for name, x in inputs.items()}
+
+    def input_sets(self, region: str) -> tuple[InputSet, ...]:
+        """Return what the runs read at a place in this region, what they read alike once."""
+        sets = []
+        for number in sorted(set(self._shared)):
+            bands, statistics, _ = self._read[number]
+            prefix = "" if len(self._members) == 1 else f"{number}/"
+            named = {modality: tuple(names) for modality, names in bands.items()}
+            sets.append(InputSet(prefix, named, statistics, self._members[number].vectors(region)))
+        return tuple(sets)
 
 
 def check_members(members: Sequence[Predictor]) -> None:

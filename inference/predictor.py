@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,64 @@ TILES = Path("tiles")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
+class Offer(Protocol):
+    """What a model may be applied to, a tile file or a scene, as far as it decides whether and how."""
+
+    @property
+    def path(self) -> Path:
+        """What messages call it."""
+
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Band names by modality."""
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Channel counts by modality."""
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The class list."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it has a class list of its own."""
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What its values were, or are to be, scaled with; None: they are scaled as the published ones."""
+
+    @property
+    def chosen(self) -> Mapping[str, Sequence[str]]:
+        """The bands that were chosen by name, by modality."""
+
+    @property
+    def level_note(self) -> str:
+        """What who uses the published weights must know of its reflectance."""
+
+    def choose(
+        self, bands: Mapping[str, int | Sequence[str]] | None = None, classes: Sequence[ClassInfo] | None = None
+    ) -> Self:
+        """Return it with certain bands and a class list."""
+
+    def check(self, modalities: Sequence[str], *, labelled: bool = True) -> list[str]:
+        """Return its problems in plain sentences."""
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """The inputs that one or more runs read alike: `prefix` stands in front of their names in a batch.
+
+    `bands`: modality → names of its bands in the model's order. `statistics`: what they are scaled with; None: not.
+    `vectors`: inputs of a whole place, `(L,)`.
+    """
+
+    prefix: str
+    bands: Mapping[str, tuple[str, ...]]
+    statistics: Statistics | None
+    vectors: Mapping[str, NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model and its surroundings.
@@ -42,6 +100,7 @@ class Predictor:
         patch_size: Side of a patch in pixels.
         regions: What the model's `location` input knows, if it has one; the slot behind them means unknown.
         bands: Modality → names of the bands that are read of it, in the model's order; of the others, all.
+        band_names: Modality → names that its bands had in training, as far as they are known.
         smallest_px: Objects of fewer pixels are cleaned away from label maps (`inference.cleaning`); None: none.
         described: What else a prediction file says of its making.
     """
@@ -54,6 +113,7 @@ class Predictor:
     patch_size: int
     regions: tuple[str, ...] = ()
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    band_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     smallest_px: int | None = None
     described: dict[str, Any] = field(default_factory=dict)
 
@@ -76,13 +136,17 @@ class Predictor:
             name: scaled(statistics, name, values) if name in present else values
             for name, values in source.read(info.name, list(self.modalities)).items()
         }
-        if _has_location(self.model):
-            from data.loader import encode_region
+        return inputs | self.vectors(info.region)
 
-            inputs["location"] = encode_region(info.region, self.regions)
-        return inputs
+    def vectors(self, region: str) -> dict[str, NDArray[np.float32]]:
+        """Return the model's inputs that go with a whole place: `location` `(L,)`, if it has that."""
+        if not _has_location(self.model):
+            return {}
+        from data.loader import encode_region
 
-    def scaling(self, source: TileFile) -> Statistics | None:
+        return {"location": encode_region(region, self.regions)}
+
+    def scaling(self, source: Offer) -> Statistics | None:
         """Return what the values of `source` are to be scaled with for this model; None: only NaN becomes 0.
 
         Raises:
@@ -107,7 +171,7 @@ class Predictor:
         return self.statistics
 
 
-def check_tiles(source: TileFile, name: str, modalities: Mapping[str, int], classes: Sequence[ClassInfo]) -> None:
+def check_tiles(source: Offer, name: str, modalities: Mapping[str, int], classes: Sequence[ClassInfo]) -> None:
     """Raise one `UserError` with everything that keeps a model from predicting the tiles of `source`.
 
     The bands of `source` are those that the model takes (`TileFile.choose`). Masks without a class list are taken to be
@@ -187,12 +251,13 @@ def from_run(record: Record, precision: str = "float32") -> Predictor:
         patch_size=record.patch_size,
         regions=record.regions,
         bands=record.chosen_bands,
+        band_names={modality.name: tuple(modality.bands) for modality in record.modalities},
         smallest_px=record.smallest_px,
         described={"architecture": record.architecture, "weights": str(weights), "precision": precision},
     )
 
 
-def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, precision: str = "float32") -> Predictor:
+def from_weights(recipe_name: str, weights: Path, source: Offer, name: str, precision: str = "float32") -> Predictor:
     """Build the architecture of a recipe for the tiles of `source`, and load a weights file into it.
 
     Inputs, their order, patch size and options are the recipe's, channel counts and classes those of the
@@ -245,13 +310,14 @@ def from_weights(recipe_name: str, weights: Path, source: TileFile, name: str, p
         statistics=statistics,
         patch_size=patch_size,
         regions=PUBLISHED_REGIONS,
-        bands=source.chosen,
+        bands={modality: tuple(names) for modality, names in source.chosen.items()},
+        band_names={modality: tuple(source.bands[modality]) for modality in modalities},
         smallest_px=recipe.cleaning.smallest_px if recipe.cleaning else None,
         described={"architecture": architecture, "weights": str(weights), "precision": precision},
     )
 
 
-def _check_fit(blueprint: Blueprint, weights: Path, modalities: Mapping[str, int], source: TileFile) -> None:
+def _check_fit(blueprint: Blueprint, weights: Path, modalities: Mapping[str, int], source: Offer) -> None:
     """Raise `UserError` where the model of a weights file has other inputs or outputs than the tiles of `source`."""
     reads = sum(modalities.values()) if blueprint.concatenated else tuple(modalities.values())
     stored = blueprint.channels[0] if blueprint.concatenated else blueprint.channels
@@ -301,7 +367,7 @@ def _has_location(model: keras.Model) -> bool:
     return any(tensor.name == "location" for tensor in model.inputs)
 
 
-def _like_published(source: TileFile, stored: Statistics, modalities: list[str]) -> Statistics:
+def _like_published(source: Offer, stored: Statistics, modalities: list[str]) -> Statistics:
     """Return the published datasets' scaling, and the file's own for modalities that those do not have."""
     if source.level_note:
         warn(source.level_note)

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from console import UserError, progress, remove_leftovers, replacing, warn
 from data.grids import Grid
 from data.normalisation import Statistics, scaled
 from data.scenes import Scene, hidden, read_source
-from data.tiles import IGNORE, ClassInfo
+from data.tiles import IGNORE, ClassInfo, level_note
 from data.windows import Window, starts
+from inference.predictor import InputSet
 from inference.sliding import Floats, Piece, Predict, blend_rows, pieces
 
 ROWS = 16
@@ -45,19 +46,15 @@ _FORMAT = 1  # of the working folder: another one is not taken up
 
 @dataclass(frozen=True)
 class SceneSource:
-    """A scene as the windows of a model's inputs.
+    """A scene as the windows of what one run or several read.
 
     Args:
         scene: The scene.
-        modalities: Modality → names of its bands, in the model's order.
-        statistics: What values are scaled with; None: only NaN becomes 0.
-        vectors: Inputs that go with every window, such as a location `(L,)`.
+        sets: The inputs.
     """
 
     scene: Scene
-    modalities: Mapping[str, tuple[str, ...]]
-    statistics: Statistics | None
-    vectors: Mapping[str, Floats]
+    sets: tuple[InputSet, ...]
 
     @property
     def height(self) -> int:
@@ -78,53 +75,110 @@ class SceneSource:
             range(*part.indices(side)) for part, side in zip(window.slices, (self.height, self.width), strict=True)
         )
         grid = self.scene.grid.window(Window(rows.start, columns.start, len(rows), len(columns)))
-        inputs: dict[str, Floats] = dict(self.vectors)
-        seen = np.ones((grid.height, grid.width), bool)
-        for modality, bands in self.modalities.items():
-            source = self.scene.sources.get(modality)
-            values = np.full((grid.height, grid.width, len(bands)), np.nan, np.float32)
-            if source is not None:
-                read, _ = read_source(source, grid)
-                values = read[..., [source.bands.index(name) for name in bands]]
-                if source.required:
-                    seen &= np.isfinite(values).any(axis=-1)
-            known = np.isfinite(values).any()
-            inputs[modality] = scaled(self.statistics, modality, values) if known else values
-        # A source that no modality of the model is required of still says where the scene is.
+        seen = ~hidden(self.scene, grid)
+        values: dict[str, Floats] = {}
+        wanted = {modality for one in self.sets for modality in one.bands}
         for modality, source in self.scene.sources.items():
-            if source.required and modality not in self.modalities:
-                seen &= np.isfinite(read_source(source, grid)[0]).any(axis=-1)
-        return inputs, seen & ~hidden(self.scene, grid)
+            if source.required or modality in wanted:
+                values[modality], _ = read_source(source, grid)
+            if source.required:
+                seen &= np.isfinite(values[modality]).any(axis=-1)
+        inputs: dict[str, Floats] = {}
+        for one in self.sets:
+            inputs |= {f"{one.prefix}{name}": vector for name, vector in one.vectors.items()}
+            for modality, bands in one.bands.items():
+                read = np.full((grid.height, grid.width, len(bands)), np.nan, np.float32)
+                if modality in values:
+                    there = self.scene.sources[modality].bands
+                    read = values[modality][..., [there.index(name) for name in bands]]
+                known = np.isfinite(read).any()
+                inputs[f"{one.prefix}{modality}"] = scaled(one.statistics, modality, read) if known else read
+        return inputs, seen
 
 
-def scene_source(
-    scene: Scene,
-    modalities: Mapping[str, Sequence[str]],
-    statistics: Statistics | None,
-    vectors: Mapping[str, Floats],
-    name: str,
-) -> SceneSource:
-    """Return a scene as a model's inputs, or say what keeps the model from it.
+@dataclass(frozen=True)
+class SceneOffer:
+    """A scene as what models are applied to; see `inference.predictor.Offer`.
+
+    A modality that a run was trained on and the scene lacks is offered all the same, and is absent when it is read.
+
+    Args:
+        scene: The scene.
+        trained: Modality → names of its bands, of the runs.
+        classes: The class list.
+        chosen: The bands that were chosen by name.
+    """
+
+    scene: Scene
+    trained: Mapping[str, Sequence[str]]
+    classes: tuple[ClassInfo, ...]
+    chosen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    has_classes: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The scene's name."""
+        return Path(self.scene.name)
+
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Band names by modality: as chosen, else as trained, else the scene's."""
+        there = {name: list(source.bands) for name, source in self.scene.sources.items()}
+        return there | {name: list(bands) for name, bands in (dict(self.trained) | dict(self.chosen)).items()}
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Channel counts by modality."""
+        return {name: len(bands) for name, bands in self.bands.items()}
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """None fitted: what a scene holds is scaled as a run's training tiles were."""
+        return Statistics("standardise", {}, {}, f"nothing: {self.scene.name} is a scene")
+
+    @property
+    def level_note(self) -> str:
+        """What who uses the published weights must know of its reflectance."""
+        units = {name: (source.unit, source.level) for name, source in self.scene.sources.items()}
+        return level_note(self.scene.name, units)
+
+    def choose(
+        self, bands: Mapping[str, int | Sequence[str]] | None = None, classes: Sequence[ClassInfo] | None = None
+    ) -> SceneOffer:
+        """Return the scene with certain bands and a class list."""
+        named = {name: tuple(wanted) for name, wanted in (bands or {}).items() if not isinstance(wanted, int)}
+        return replace(
+            self,
+            chosen={**self.chosen, **named},
+            classes=self.classes if classes is None else tuple(classes),
+        )
+
+    def check(self, modalities: Sequence[str], *, labelled: bool = True) -> list[str]:
+        """Say nothing: a scene is read when it is predicted."""
+        return []
+
+
+def offer(scene: Scene, trained: Mapping[str, Sequence[str]], classes: Sequence[ClassInfo], name: str) -> SceneOffer:
+    """Return a scene as what a model is applied to, or say what keeps the model from it.
 
     A modality that the scene lacks is absent, with a warning, as long as the scene has another.
 
     Args:
         scene: The scene.
-        modalities: Modality → names of the bands that the model reads, in its order.
-        statistics: What values are scaled with.
-        vectors: Inputs that go with every window.
+        trained: Modality → names of the bands that the model reads, in its order.
+        classes: The class list.
         name: What messages call the model.
 
     Raises:
         UserError: If the scene has none of the modalities, or bands of one are missing.
     """
-    missing = [modality for modality in modalities if modality not in scene.sources]
-    if len(missing) == len(modalities):
+    missing = [modality for modality in trained if modality not in scene.sources]
+    if trained and len(missing) == len(trained):
         raise UserError(
-            f"scene {scene.name!r} has {', '.join(scene.sources)}; {name!r} was trained on {', '.join(modalities)}: "
+            f"scene {scene.name!r} has {', '.join(scene.sources)}; {name!r} was trained on {', '.join(trained)}: "
             "give at least one of these"
         )
-    for modality, bands in modalities.items():
+    for modality, bands in trained.items():
         source = scene.sources.get(modality)
         if source is not None and (lacking := [band for band in bands if band not in source.bands]):
             raise UserError(
@@ -137,7 +191,7 @@ def scene_source(
             f"scene {scene.name}: {', '.join(missing)} is absent; {name!r} was trained with it, and is right without "
             "it as far as it was trained with augmentation.drop"
         )
-    return SceneSource(scene, {key: tuple(bands) for key, bands in modalities.items()}, statistics, vectors)
+    return SceneOffer(scene, {key: tuple(bands) for key, bands in trained.items()}, tuple(classes))
 
 
 @dataclass(frozen=True)

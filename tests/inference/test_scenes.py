@@ -18,7 +18,8 @@ from data.grids import read_grid
 from data.scenes import Scene, Source
 from data.tiles import IGNORE, TWO_CLASSES
 from inference import scenes
-from inference.scenes import SCALE, UNSEEN, predict_scene, scene_source
+from inference.predictor import InputSet
+from inference.scenes import SCALE, UNSEEN, SceneSource, offer, predict_scene
 from inference.sliding import blend
 
 WriteRaster = Callable[..., Path]
@@ -46,7 +47,7 @@ def make_scene(folder: Path, write_raster: WriteRaster, values: Floats, **more: 
 
 
 def predict(scene: Scene, folder: Path, **options: Any) -> scenes.ScenePrediction:
-    source = scene_source(scene, {"optical": scene.sources["optical"].bands}, None, {}, "run")
+    source = SceneSource(scene, (InputSet("", {"optical": scene.sources["optical"].bands}, None, {}),))
     settings: dict[str, Any] = {"classes": TWO_CLASSES, "num_outputs": 2, "patch": PATCH, "batch": 3} | options
     return predict_scene(settings.pop("predict", model), source, folder, **settings)
 
@@ -172,8 +173,10 @@ def test_a_modality_that_the_scene_lacks_is_absent_and_told(
     values: Floats, tmp_path: Path, write_raster: WriteRaster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = make_scene(tmp_path, write_raster, values)
-    source = scene_source(scene, {"optical": ("b2", "b1"), "sar": ("vv",)}, None, {}, "run")
-    assert "sar is absent" in capsys.readouterr().err
+    bands = {"optical": ("b2", "b1"), "sar": ("vv",)}
+    offered = offer(scene, bands, TWO_CLASSES, "run")
+    assert "sar is absent" in capsys.readouterr().err and offered.modalities == {"optical": 2, "sar": 1}
+    source = SceneSource(scene, (InputSet("", bands, None, {}),))
     inputs, seen = source.read(scenes.Window(80, 30, PATCH, PATCH))
     assert inputs["optical"].shape == (10, 11, 2) and inputs["sar"].shape == (10, 11, 1)
     np.testing.assert_array_equal(inputs["optical"], values[80:, 30:, ::-1])
@@ -183,9 +186,9 @@ def test_a_modality_that_the_scene_lacks_is_absent_and_told(
 def test_what_a_scene_can_not_give_is_told(values: Floats, tmp_path: Path, write_raster: WriteRaster) -> None:
     scene = make_scene(tmp_path, write_raster, values)
     with pytest.raises(UserError, match="has the bands b1, b2; 'run' was trained on b1, red: red is missing"):
-        scene_source(scene, {"optical": ("b1", "red")}, None, {}, "run")
+        offer(scene, {"optical": ("b1", "red")}, TWO_CLASSES, "run")
     with pytest.raises(UserError, match="'hunza' has optical; 'run' was trained on dem"):
-        scene_source(scene, {"dem": ("elevation",)}, None, {}, "run")
+        offer(scene, {"dem": ("elevation",)}, TWO_CLASSES, "run")
 
     def broken(batch: dict[str, Floats]) -> Floats:
         return np.full((*batch["optical"].shape[:3], 2), np.nan, np.float32)
