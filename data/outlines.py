@@ -116,6 +116,7 @@ class Outlines:
         boundaries: Lines in the grid's CRS between outside and inside of all the polygons together, up to `margin_m`
             beyond the grid: where polygons touch (ice divides) and where they are clipped there is none.
         margin_m: How far beyond the grid, in metres, boundaries are known.
+        ids: Of each polygon: RGI's or GLIMS's, else its number in the file; None where unknown.
     """
 
     geometries: Geometries
@@ -123,6 +124,7 @@ class Outlines:
     report: OutlineReport
     boundaries: Geometries
     margin_m: float
+    ids: tuple[str | None, ...] = ()
 
 
 def read_outlines(source: OutlineFile, grid: Grid, *, margin_m: float = 1000.0, required: bool = True) -> Outlines:
@@ -201,7 +203,7 @@ def read_outlines(source: OutlineFile, grid: Grid, *, margin_m: float = 1000.0, 
         last_date=known[-1] if known else None,
         undated=len(kept_dates) - len(known),
     )
-    return Outlines(inside, kept_dates, report, lines, margin_m)
+    return Outlines(inside, kept_dates, report, lines, margin_m, tuple(ids[index] for index in there))
 
 
 def rasterise(

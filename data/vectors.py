@@ -64,8 +64,8 @@ class Layer:
         raise UserError(f"{self}: holds geometries of type {', '.join(kinds)}, expected polygons; {_CLOSE_LINES}")
 
 
-def open_layer(path: Path, name: str | None = None) -> Layer:
-    """Find a layer of polygons; refuse what can't be one before anything is read.
+def open_layer(path: Path, name: str | None = None, *, lines: bool = False) -> Layer:
+    """Find a layer of polygons, or `lines` as well; refuse what can't be one before anything is read.
 
     Raises:
         UserError: If the file is missing, damaged or of another format, has no CRS or nothing but points or lines;
@@ -74,7 +74,7 @@ def open_layer(path: Path, name: str | None = None) -> Layer:
     if not path.exists():
         raise UserError(f"{path}: no such file; expected {_FORMATS}")
     if path.suffix.lower() in (".parquet", ".geoparquet"):
-        return _open_parquet(path, name)
+        return _open_parquet(path, name, lines)
     import pyogrio
 
     dataset, inner = _inside_archive(path, name) if path.suffix.lower() == ".zip" else (str(path), name)
@@ -99,7 +99,7 @@ def open_layer(path: Path, name: str | None = None) -> Layer:
         _finite_box(info["total_bounds"]),
     )
     kind = str(info["geometry_type"])
-    if not _may_have_polygons(kind):
+    if not _welcome(kind, lines):
         layer.refuse_kinds([kind])
     if layer.count and info["driver"] == "FlatGeobuf":
         _read_last(layer)
@@ -142,7 +142,7 @@ def read_layer(
 # -- opening -------------------------------------------------------------------------------------------------
 
 
-def _open_parquet(path: Path, name: str | None) -> Layer:
+def _open_parquet(path: Path, name: str | None, lines: bool) -> Layer:
     from pyarrow import parquet
 
     if name is not None:
@@ -161,7 +161,7 @@ def _open_parquet(path: Path, name: str | None) -> Layer:
     fields = tuple(field for field in fields if field != geo["primary_column"])
     layer = Layer(path, None, None, crs, fields, count, bounds)
     kinds = column.get("geometry_types") or ["Unknown"]
-    if not any(_may_have_polygons(kind) for kind in kinds):
+    if not any(_welcome(kind, lines) for kind in kinds):
         layer.refuse_kinds(kinds)
     return layer
 
@@ -193,8 +193,9 @@ def _inside_archive(path: Path, name: str | None) -> tuple[str, str | None]:
     return f"/vsizip/{path.resolve()}/{by_stem[name]}", name if by_stem[name].lower().endswith(".shp") else None
 
 
-def _may_have_polygons(kind: str) -> bool:
-    return any(part in kind for part in ("Polygon", "Surface", "Unknown", "GeometryCollection"))
+def _welcome(kind: str, lines: bool) -> bool:
+    polygons = any(part in kind for part in ("Polygon", "Surface", "Unknown", "GeometryCollection"))
+    return polygons or (lines and any(part in kind for part in ("Line", "Curve")))
 
 
 def _crs(stored: object, path: Path) -> CRS:

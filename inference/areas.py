@@ -12,10 +12,11 @@ Two intervals, of two kinds:
 
       Var A = Σ Σ f_i f_j exp(-d_ij / L),   f = a sqrt(p (1 - p)),
 
-  and 90 % of areas lie within 1.645 standard deviations, if the sum is of many independent errors (normal). It holds as
-  far as the probabilities are calibrated for the scene, and L is that of such scenes: `correlation_length_m` finds it
-  on validation tiles. L is the length of the errors of classes, 0 or 1, which is shorter than that of a continuous field
-  behind them: where signs of a Gaussian field decide, of correlation r, classes are correlated by (2/π) arcsin r.
+  and 90 % of areas lie within 1.645 standard deviations of it, if they are sums of many independent errors (normal).
+  That holds as far as the probabilities are calibrated for the scene, and L is that of such scenes: on validation tiles
+  `correlation_length_m` finds it. L is the length of the errors of classes, 0 or 1, which is shorter than that of a
+  continuous field behind them: where the sign of a Gaussian field of correlation r decides, classes are correlated by
+  (2/π) arcsin r.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS
+from pyproj import CRS, Geod
 from scipy import fft, ndimage, optimize
 
 from console import UserError
@@ -35,8 +36,9 @@ from data.grids import Grid, transformer
 from data.tiles import IGNORE
 from data.windows import Window
 
-Field = NDArray[np.float32]
 Geometries = NDArray[np.object_]
+Read = Callable[[Window], NDArray[np.floating]]
+"""Returns what a window `(h, w)` of a raster holds."""
 
 LEVEL = 0.90
 """Share of areas that the interval from probabilities is to hold."""
@@ -47,7 +49,7 @@ _CELL = 256  # pixels along a side of the cells in which pixels count as equally
 _BLOCK = 512  # pixels along a side that are convolved at once
 _REACH = 8.0  # correlation lengths beyond which errors count as independent: 0.3 % of the kernel's volume
 _FINE = 4.0  # blocks of pixels per correlation length at least
-_FLOOR = 0.05  # correlation below which it is noise
+_FLOOR = 0.02  # correlation below which it is noise
 _LONGEST_EDGE = 32.0  # pixels up to which an edge may be taken as a geodesic
 
 
@@ -68,8 +70,7 @@ def pixel_size_m(grid: Grid) -> tuple[float, float]:
     column, row = grid.width // 2, grid.height // 2
     corners = np.array([column, column + 1, column]), np.array([row, row, row + 1])
     lon, lat = _degrees(grid, *grid.xy(*corners))
-    geod = CRS.from_user_input(grid.crs).get_geod()
-    _, _, lengths = geod.inv(lon[[0, 0]], lat[[0, 0]], lon[[1, 2]], lat[[1, 2]])
+    _, _, lengths = _ellipsoid(grid).inv(lon[[0, 0]], lat[[0, 0]], lon[[1, 2]], lat[[1, 2]])
     return float(lengths[0]), float(lengths[1])
 
 
@@ -102,13 +103,14 @@ class PixelAreas:
 def areas_km2(shapes: Geometries, grid: Grid) -> NDArray[np.float64]:
     """Return areas on the ellipsoid, less their holes, of polygons given in a grid's pixels `(N,)`."""
     fine = shapely.segmentize(shapes, _LONGEST_EDGE)
-    geod = CRS.from_user_input(grid.crs).get_geod()
+    geod = _ellipsoid(grid)
     areas = np.zeros(len(fine))
     for at, shape in enumerate(fine):
         for part in shapely.get_parts(shape):
             for number, ring in enumerate(shapely.get_rings(part)):
                 x, y = shapely.get_coordinates(ring).T
-                area = abs(geod.polygon_area_perimeter(*_degrees(grid, *grid.xy(x, y)))[0])
+                lon, lat = _degrees(grid, *grid.xy(x, y))
+                area = abs(geod.polygon_area_perimeter(lon, lat)[0])
                 areas[at] += area if number == 0 else -area
     return areas / 1e6
 
@@ -130,7 +132,15 @@ def half_pixel_areas_km2(
     return np.stack(moved, axis=1) * (areas / np.where(plain > 0, plain, 1))[:, None]
 
 
-def _degrees(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+def _ellipsoid(grid: Grid) -> Geod:
+    ellipsoid = CRS.from_user_input(grid.crs).get_geod()
+    assert ellipsoid is not None  # what is geographic or projected has one
+    return ellipsoid
+
+
+def _degrees(
+    grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return longitudes and latitudes on the grid's own ellipsoid."""
     if grid.geographic:
         return x, y
@@ -143,41 +153,44 @@ def _degrees(grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]) -> tupl
 # -- what probabilities say ----------------------------------------------------------------------------------
 
 
-def interval(expected_km2: float, variance_km4: float, most_km2: float = math.inf) -> Interval:
-    """Return the interval of `LEVEL` around an expected area, within 0 and the largest area that there could be."""
-    half = QUANTILE * math.sqrt(max(variance_km4, 0.0))
-    return Interval(expected_km2, max(expected_km2 - half, 0.0), min(expected_km2 + half, most_km2))
-
-
 def area_interval(
-    probabilities: NDArray[np.floating],
-    pixel_areas: NDArray[np.floating] | float,
-    correlation_length_m: float,
+    probabilities: Read,
+    pixel_areas: Read,
+    shape: tuple[int, int],
+    correlation_length_m: float | None,
     pixel_m: tuple[float, float],
 ) -> Interval:
-    """Return the expected area and its interval.
+    """Return the expected area and its interval, in memory that does not grow with the raster.
 
     Args:
-        probabilities: Of the class, 0..1, `(H, W)`; NaN where nothing is known, which counts for nothing.
-        pixel_areas: Of each pixel `(H, W)`, or of all, km².
-        correlation_length_m: Of the errors, see the module.
+        probabilities: Returns those of the class in a window, 0..1, `(h, w)`; NaN where nothing is known, which counts
+            for nothing.
+        pixel_areas: Returns the area of each pixel of a window, km².
+        shape: Rows and columns of the raster.
+        correlation_length_m: Of the errors, see the module. None: the interval is from nothing to all that is known.
         pixel_m: Width and height of a pixel.
     """
-    known = ~np.isnan(probabilities)
-    areas = np.where(known, pixel_areas, 0.0)
-    values = np.where(known, probabilities, 0.0)
-    spread = (areas * np.sqrt(values * (1 - values))).astype(np.float32)
+    expected, most = 0.0, 0.0
+    for top in range(0, shape[0], _BLOCK):
+        window = Window(top, 0, min(_BLOCK, shape[0] - top), shape[1])
+        values, areas = probabilities(window), pixel_areas(window)
+        expected += float(np.nansum(values * areas, dtype=np.float64))
+        most += float(areas[~np.isnan(values)].sum(dtype=np.float64))
+    if correlation_length_m is None:
+        return Interval(expected, 0.0, most)
 
-    def read(window: Window) -> Field:
-        return spread[window.slices]
+    def spread(window: Window) -> NDArray[np.floating]:
+        values = probabilities(window)
+        return np.nan_to_num(pixel_areas(window) * np.sqrt(values * (1 - values)))
 
-    variance = error_variance(read, spread.shape, correlation_length_m, pixel_m)
-    return interval(float((areas * values).sum()), variance, float(areas.sum()))
+    variance = error_variance(spread, shape, correlation_length_m, pixel_m)
+    half = QUANTILE * math.sqrt(max(variance, 0.0))
+    return Interval(expected, max(expected - half, 0.0), min(expected + half, most))
 
 
 def error_variance(
-    read: Callable[[Window], Field],
-    shape: tuple[int, ...],
+    read: Read,
+    shape: tuple[int, int],
     correlation_length_m: float,
     pixel_m: tuple[float, float],
 ) -> float:
@@ -223,7 +236,7 @@ def error_variance(
 def _kernel(
     lags: list[int], factor: int, correlation_length_m: float, pixel_m: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Return the mean correlation of the pixels of two blocks of `factor`² as many blocks apart, `(2 r + 1, 2 c + 1)`."""
+    """Return the mean correlation of pixels of two blocks of `factor`² so many blocks apart, `(2 r + 1, 2 c + 1)`."""
     rows, columns = (np.arange(-(lag + 1) * factor, (lag + 1) * factor + 1) for lag in lags)
     distance = np.hypot(rows[:, None] * pixel_m[1], columns[None, :] * pixel_m[0])
     fine = np.exp(-distance / correlation_length_m) if correlation_length_m > 0 else (distance == 0).astype(float)
@@ -234,7 +247,7 @@ def _kernel(
     return np.asarray(fine[factor:-factor:factor, factor:-factor:factor])
 
 
-def _sums(field: Field, factor: int) -> NDArray[np.float64]:
+def _sums(field: NDArray[np.floating], factor: int) -> NDArray[np.float64]:
     """Return sums over blocks of `factor`² pixels; those at the lower and right edge may be smaller."""
     if factor == 1:
         return field.astype(np.float64)
@@ -250,9 +263,9 @@ def correlation_length_m(
     """Return the correlation length of the errors of calibrated probabilities, in metres.
 
     Of all pairs of pixels of a tile, the products of their errors z - p are summed by distance, and likewise what they
-    would be were the errors all alike, sqrt(p (1 - p)) of the one times the other's. L is the length for which exp(-d/L)
-    explains the sum of the products up to the distance at which the correlation falls below 0.05. So it is right for
-    sums over areas, whatever the form of the correlation, and pairs weigh as much as in the variance of an area.
+    would be were the errors all alike, sqrt(p (1 - p)) of the one times that of the other. L is the length for which
+    exp(-d / L) explains the sum of the products up to the distance at which the correlation falls below 0.02. So it is
+    right for sums over areas, whatever the form of the correlation, and pairs weigh as in the variance of an area.
 
     Args:
         tiles: Probability of the class, 0..1 or NaN, `(H, W)`, and where it is, 0 or 1; 255 ignored. Validation
@@ -276,7 +289,6 @@ def correlation_length_m(
             for field in (np.where(known, truth - values, 0.0), np.sqrt(values * (1 - values)))
         ]
         length = max(len(products), len(by_lag[0][0]))
-        # Kept by ring: sums of the distances as well, weighted by what errors that are alike would give.
         products, alike, distances = (
             np.pad(sums, (0, length - len(sums))) + np.pad(added, (0, length - len(added)))
             for sums, added in zip((products, alike, distances), (by_lag[0][0], *by_lag[1]), strict=True)
@@ -310,5 +322,5 @@ def _by_distance(
     rows, columns = (fft.fftfreq(length, 1 / length) for length in size)
     distance = np.hypot(rows[:, None] * pixel_m[1], columns[None, :] * pixel_m[0])
     ring = np.rint(distance / min(pixel_m)).astype(np.int64).ravel()
-    sums = np.bincount(ring, products.ravel())
-    return sums, np.bincount(ring, (products * distance).ravel())
+    of_distance = np.bincount(ring, (products * distance).ravel())
+    return np.bincount(ring, products.ravel()).astype(np.float64), of_distance.astype(np.float64)

@@ -37,7 +37,8 @@ def fill_small_holes(labels: Labels, smallest: float, pixel_areas: NDArray[np.fl
     """Return `labels` `(H, W)` without holes that are smaller than `smallest`.
 
     A hole is a set of background pixels (class 0) that touch along their edges, with none at the map's edge or beside
-    ignored pixels (255): it may be the end of something larger there. It becomes the class with the longest common edge.
+    ignored pixels (255), where it may be the end of something larger. It becomes the class with the longest common
+    edge.
 
     Args:
         labels: Class ids.

@@ -267,7 +267,8 @@ def _chained(
     pair = new[np.diff(np.append(new, len(found))) == 2]
     partner = np.full(len(corners), -1, np.int64)
     partner[by_corner[pair]], partner[by_corner[pair + 1]] = by_corner[pair + 1], by_corner[pair]
-    order, first = [], []
+    order: list[int] = []
+    first: list[int] = []
     following, passed = partner.tolist(), bytearray(len(starts))
     branching = np.flatnonzero(partner < 0).tolist()
     for at in (*branching, *range(0, len(corners), 2)):
