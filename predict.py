@@ -1,9 +1,14 @@
-"""Predict tiles with a trained run, or with a published weights file.
+"""Predict whole scenes, or tiles, with a trained run or with a published weights file.
 
-Reads    weights/NAME.weights.h5, weights/NAME.json and the test tiles of the run's dataset (or --data)
-Writes   predictions/NAME/predictions.hdf5: probabilities, labels, confidence, mask and valid of each tile, padding cut;
+Reads    weights/NAME.weights.h5, weights/NAME.json and rasters (or a dataset file of scenes); or, without any, the test
+         tiles of the run's dataset (or --data)
+Writes   of scenes predictions/NAME/SCENE/: labels.tif, confidence.tif, outlines.gpkg, summary.json;
+         of tiles predictions/NAME/predictions.hdf5: probabilities, labels, confidence, mask and valid, padding cut;
          with --calibrate weights/NAME.calibration.json instead
-Copy     python predict.py -n glavitu
+Copy     python predict.py -n glavitu scene/*.tif
+         python predict.py -n glavitu --optical s2.tif --dem dem.tif
+         python predict.py -n glavitu scenes.yaml
+         python predict.py -n glavitu
          python predict.py -n glavitu --tta --mc 8
          python predict.py -n first second third      (an ensemble: predictions/first+second+third/)
          python predict.py -n glavitu --tta --calibrate
@@ -17,6 +22,10 @@ SegFormer and the Himalaya project's ResUNet a PyTorch state dict (.safetensors,
 Confidence is the calibrated probability of the label. A calibration is fitted on validation tiles, for one way to
 predict (--tta, --mc, the runs of an ensemble): train.py fits that of the plain way, --calibrate that of the command
 that it is added to. Labels and `probs` are the same with and without. docs/confidence.md says more.
+
+Scenes of any size: windows are read as they are needed, on grids of their own, and an interrupted prediction goes on
+with the same command. A modality that the run was trained on and the scene lacks is left out. docs/mapping-scenes.md
+says more.
 """
 
 from __future__ import annotations
@@ -24,18 +33,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import console
 from console import UserError
 
 if TYPE_CHECKING:
+    from data.dataset_file import DatasetFile
     from data.tiles import Dataset, TileFile
-    from evaluation.calibration import Calibrator
     from inference.confidence import Way
-    from inference.predictor import Predictor
+    from inference.mapping import Calibration
+    from inference.predictor import Offer, Predictor
     from training.record import Record
 
 
@@ -53,6 +63,12 @@ def main(arguments: list[str]) -> None:
         raise UserError("-n with -w names the predictions: give one name")
     if options.calibrate and options.split == "test":
         raise UserError("--calibrate fits on the validation tiles, held-out ones are to test it: leave --split out")
+
+    if options.scene or options.optical or options.dem or options.modality:
+        _map(options, command)
+        return
+    if used := [flag for flag, value in _OF_SCENES.items() if getattr(options, value)]:
+        raise UserError(f"{', '.join(used)} is for scenes: name rasters or a dataset file as well")
 
     from data.predictions import path_of
     from data.tiles import TileFile, describe_absent, select
@@ -80,7 +96,8 @@ def main(arguments: list[str]) -> None:
             target = _calibrate(options, members, source, names, way)
         else:
             target = path_of(name)
-            calibrator = _calibrator(options, members, source, way)
+            found = _calibrator(options, members, source, way)
+            calibrator = found.map if found else None
             predict_file(
                 members,
                 source,
@@ -98,6 +115,101 @@ def main(arguments: list[str]) -> None:
         print("next: the same command without --calibrate")
     else:
         print(f"next: python evaluate.py -n {shlex.quote(name)}")
+
+
+_OF_SCENES = {"--set": "set", "--region": "region", "--date": "date", "--probs": "probs", "--divides": "divides"}
+
+
+def _map(options: argparse.Namespace, command: str) -> None:
+    """Predict scenes and say what they are and where their maps are."""
+    if options.data or options.split or options.regions or options.calibrate:
+        raise UserError("--data, --split, --regions and --calibrate are for tiles: leave them out with rasters")
+    from data.scenes import find_scenes
+    from data.tiles import TWO_CLASSES
+    from inference.confidence import SYMMETRIES, Way
+    from inference.mapping import Outlining, map_scene
+    from inference.predictor import find_run, from_run, from_weights
+    from inference.scenes import offer
+    from inference.tiles import joined_name
+
+    tta = SYMMETRIES if options.tta == [] else options.tta or ()
+    way = Way(tuple(tta), options.mc)
+    records = [] if options.weights else [find_run(name) for name in options.name or [options.model]]
+    trained = {modality.name: tuple(modality.bands) for record in records for modality in record.modalities}
+    dataset, base = _scenes(options)
+    scenes = find_scenes(dataset, base, labelled=False, known=trained)
+    members = [from_run(record, options.precision) for record in records]
+    name = joined_name(members) if members else (options.name[0] if options.name else _stem(options.weights))
+    classes = members[0].classes if members else TWO_CLASSES
+    for scene in scenes:
+        offered = offer(scene, trained, classes, name)
+        if options.weights:
+            members = [from_weights(options.model, options.weights, offered, name, options.precision)]
+        calibration = _calibrator(options, members, offered, way)
+        outlining = Outlining(
+            smallest_km2=options.smallest_km2,
+            median_px=options.median,
+            smoothing=options.smoothing,
+            divides=options.divides,
+            correlation_length_m=options.correlation_length_m,
+        )
+        result = map_scene(
+            members,
+            offered,
+            Path("predictions") / name / scene.name,
+            way=way,
+            calibration=calibration,
+            outlining=outlining,
+            overlap=options.overlap,
+            batch=options.batch_size,
+            keep_probs=options.probs,
+            command=command,
+        )
+        print(result.text())
+
+
+def _scenes(options: argparse.Namespace) -> tuple[DatasetFile, Path]:
+    """Return the scenes that were asked for as a dataset file, and the folder that its paths are relative to."""
+    from console.schemas import set_value
+    from data import dataset_file
+    from data.discovery import scene_of
+
+    base, source, content = Path(), "the command line", {}
+    flags = dataset_file.from_flags(options.optical or (), options.dem or (), options.modality)
+    first = Path(options.scene[0]) if options.scene else None
+    if first is not None and first.suffix in (".yaml", ".yml"):
+        if len(options.scene) > 1:
+            raise UserError(f"one dataset file, or rasters: received {' '.join(options.scene)}")
+        base, source, content = first.parent, str(first), dataset_file.read(first)
+        if isinstance(content, dict) and flags:
+            raise UserError("--optical, --dem and --modality say what a dataset file says: give one or the others")
+    else:
+        name = options.scene_name or "scene"
+        if options.scene:
+            guessed, modalities, notes = scene_of([Path(one) for one in options.scene])
+            name = options.scene_name or guessed
+            flags = modalities | flags
+            for modality, entry in modalities.items():
+                files = entry["files"]
+                listed = files.values() if isinstance(files, dict) else [files] if isinstance(files, str) else files
+                print(f"{modality}: {', '.join(listed)}")
+            for note in notes:
+                print(f"  {note}")
+        elif not options.scene_name:
+            name = _stem_of_first(flags)
+        content = {"scenes": {name: {"modalities": flags}}}
+    if isinstance(content, dict):
+        content |= {key: value for key, value in (("region", options.region), ("date", options.date)) if value}
+        for change in options.set:
+            set_value(content, change)
+    return dataset_file.parse(content, source), base
+
+
+def _stem_of_first(modalities: Mapping[str, Any]) -> str:
+    """Return the name of the first file, without its ending, to call the scene by."""
+    files = next(iter(modalities.values()))["files"]
+    first = next(iter(files.values() if isinstance(files, dict) else files))
+    return Path(first.partition("#")[0]).stem
 
 
 def _dataset(data: str | None, records: Sequence[Record]) -> Dataset:
@@ -130,19 +242,19 @@ def _calibrate(
 ) -> Path:
     """Fit and store the calibration of this way to predict, and print it; return its file."""
     from evaluation import calibration
-    from inference.tiles import about, joined_name, labelled_maps
+    from inference.tiles import fit_calibration, joined_name
 
-    maps = labelled_maps(members, source, names, way=way, overlap=options.overlap, batch=options.batch_size)
-    fitted = calibration.fit(maps, calibration.About(**about(members, source, way, options.overlap)))
+    fitted = fit_calibration(members, source, names, way=way, overlap=options.overlap, batch=options.batch_size)
     print(fitted.text())
     return calibration.save(joined_name(members), fitted)
 
 
 def _calibrator(
-    options: argparse.Namespace, members: Sequence[Predictor], source: TileFile, way: Way
-) -> Calibrator | None:
+    options: argparse.Namespace, members: Sequence[Predictor], source: Offer, way: Way
+) -> Calibration | None:
     """Return the calibration that was asked for; say why there is none if it was not."""
     from evaluation import calibration
+    from inference.mapping import Calibration
     from inference.tiles import about, joined_name
 
     if options.calibration == "none":
@@ -166,7 +278,7 @@ def _calibrator(
         return None
     calibrator = fitted.calibrator(options.calibration)
     print(f"confidence calibrated by {calibrator.method}, fitted on {len(fitted.tiles)} tiles of {fitted.about.source}")
-    return calibrator
+    return Calibration(calibrator, fitted.correlation_length_m)
 
 
 def _stem(weights: Path) -> str:
@@ -189,6 +301,50 @@ def _parser() -> argparse.ArgumentParser:
         help="name of the run; several are averaged; with -w, of the predictions",
     )
     run.add_argument("-w", dest="weights", metavar="FILE", type=Path, help="a weights file of ARCHITECTURE")
+    scenes = parser.add_argument_group("scenes")
+    scenes.add_argument(
+        "scene",
+        nargs="*",
+        metavar="RASTER",
+        help="rasters of one scene, what they hold is told by their names and "
+        "bands; or a dataset file (YAML) of scenes",
+    )
+    scenes.add_argument("--optical", metavar="FILE", nargs="+", help="a file of all bands, or BAND=FILE[#NUMBER] …")
+    scenes.add_argument("--dem", metavar="FILE", nargs="+", help="elevation in metres; slope is derived")
+    scenes.add_argument(
+        "--modality",
+        metavar=("NAME", "FILE"),
+        nargs="+",
+        action="append",
+        default=[],
+        help="another modality and its files; can be repeated",
+    )
+    scenes.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a key as in a dataset file, e.g. modalities.optical.scale=1e-4; can be repeated",
+    )
+    scenes.add_argument("--scene-name", metavar="NAME", default="", help="of one scene [from its files]")
+    scenes.add_argument("--region", default="", help="region code, for models that take one")
+    scenes.add_argument("--date", metavar="YYYY-MM-DD", help="of scenes that name none: the outlines' src_date")
+    scenes.add_argument("--probs", action="store_true", help="keep the probability of every class, as probs.tif")
+    outlines = parser.add_argument_group("outlines of scenes")
+    outlines.add_argument(
+        "--smallest-km2", type=float, default=0.01, metavar="AREA", help="smaller objects and holes go [%(default)s]"
+    )
+    outlines.add_argument("--median", type=int, default=0, metavar="PIXELS", help="side of a median filter, odd [none]")
+    outlines.add_argument(
+        "--smoothing", choices=["none", "douglas-peucker", "chaikin"], default="none", help="of borders [%(default)s]"
+    )
+    outlines.add_argument("--divides", metavar="FILE", type=Path, help="ice divides (lines) or basins (polygons)")
+    outlines.add_argument(
+        "--correlation-length-m",
+        type=float,
+        metavar="METRES",
+        help="of the errors, for the interval of areas [that of the calibration]",
+    )
     data = parser.add_argument_group("the tiles")
     data.add_argument("--data", metavar="DATASET", help="a dataset's name, a folder or a tile file")
     data.add_argument("--split", choices=["test", "val"], help="default: test")

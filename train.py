@@ -251,15 +251,14 @@ def _calibrate(record: Record, planned: Plan) -> None:
     from evaluation import calibration
     from inference.confidence import Way
     from inference.predictor import from_run
-    from inference.tiles import about, labelled_maps
+    from inference.tiles import fit_calibration
 
     later = f"python predict.py -n {record.name} --calibrate"
     members = [from_run(record)]
-    way, val = Way(), planned.val
+    val = planned.val
     batch = planned.recipe.training.validation_batch_size or planned.recipe.training.part_size
     try:
-        maps = labelled_maps(members, val.file, val.names, way=way, batch=batch)
-        fitted = calibration.fit(maps, calibration.About(**about(members, val.file, way)))
+        fitted = fit_calibration(members, val.file, val.names, way=Way(), batch=batch)
     except UserError as error:
         console.warn(f"the confidence is not calibrated: {error}; {later} does it")
         return

@@ -117,6 +117,7 @@ class Fit(_Part):
 
     `scores` are by method, each fitted on other tiles than those that it is scored on (`folds` groups of whole tiles;
     1: there was a single tile, and it was both). `best` is the method with the lowest negative log-likelihood of these.
+    `correlation_length_m` is that of the errors of the best map's probability of glacier, where tiles have a place.
     """
 
     about: About
@@ -129,6 +130,7 @@ class Fit(_Part):
     sampled: int
     folds: int
     written: str
+    correlation_length_m: float | None = None
 
     def calibrator(self, method: Method | Literal["auto"] = "auto") -> Calibrator:
         """Return the map by `method`, or by the best."""

@@ -56,6 +56,10 @@ class Offer(Protocol):
         """What its values were, or are to be, scaled with; None: they are scaled as the published ones."""
 
     @property
+    def digest(self) -> str:
+        """What tells its content from another's; empty where there is nothing to tell."""
+
+    @property
     def chosen(self) -> Mapping[str, Sequence[str]]:
         """The bands that were chosen by name, by modality."""
 

@@ -114,6 +114,7 @@ class SceneOffer:
     classes: tuple[ClassInfo, ...]
     chosen: Mapping[str, Sequence[str]] = field(default_factory=dict)
     has_classes: bool = False
+    digest: str = ""
 
     @property
     def path(self) -> Path:

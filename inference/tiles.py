@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, progress
-from data.predictions import PredictionWriter
-from data.tiles import TileFile, TileInfo
+from data.grids import Grid
+from data.predictions import PredictionWriter, per_class
+from data.tiles import IGNORE, TileFile, TileInfo
 from data.windows import grid
+from evaluation import calibration
+from inference.areas import correlation_length_m, pixel_size_m
 from inference.cleaning import remove_small
 from inference.confidence import Combination, Way, weights_digests
-from inference.predictor import Predictor
+from inference.predictor import Offer, Predictor
 from inference.sliding import blend_all
 
 PLAIN = Way()
@@ -113,7 +116,57 @@ def labelled_maps(
         yield info.name, probs[inside], source.labels(info.name)[inside]
 
 
-def about(members: Sequence[Predictor], source: TileFile, way: Way, overlap: float = 0.5) -> dict[str, Any]:
+def fit_calibration(
+    members: Sequence[Predictor],
+    source: TileFile,
+    names: Sequence[str],
+    *,
+    way: Way = PLAIN,
+    overlap: float = 0.5,
+    batch: int = 4,
+) -> calibration.Fit:
+    """Predict tiles and fit a calibration to them, and the correlation length of the errors that it leaves.
+
+    Arguments and errors are those of `predict_file`; that the tiles have a reference is asked of them.
+    """
+    glacier = [index for index, info in enumerate(members[0].classes) if info.glacier]
+    drawn = np.linspace(0, len(names) - 1, min(len(names), _CORRELATED)).astype(int)
+    kept: list[tuple[TileInfo, NDArray[np.float32], NDArray[np.uint8]]] = []
+    looked_at = {names[index] for index in drawn}
+
+    def maps() -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.uint8]]]:
+        found = labelled_maps(members, source, names, way=way, overlap=overlap, batch=batch)
+        for name, probs, reference in found:
+            if name in looked_at:
+                kept.append((source.info(name), probs.astype(np.float16), reference))
+            yield name, probs, reference
+
+    fitted = calibration.fit(maps(), calibration.About(**about(members, source, way, overlap)))
+    placed = [info for info, _, _ in kept if info.crs and info.transform]
+    if len(placed) < len(kept):
+        return fitted
+    mapped = fitted.calibrator()
+
+    def errors() -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        for _, probs, reference in kept:
+            calibrated = per_class(np.asarray(mapped(probs.astype(np.float32)), np.float32))
+            truth = np.where(reference == IGNORE, IGNORE, np.isin(reference, glacier)).astype(np.uint8)
+            yield calibrated[..., glacier].sum(axis=-1), truth
+
+    first = placed[0]
+    assert first.crs is not None and first.transform is not None
+    place = Grid(first.crs, first.transform, first.height, first.width)
+    try:
+        length = correlation_length_m(errors(), pixel_size_m(place))
+    except UserError:
+        return fitted
+    return fitted.model_copy(update={"correlation_length_m": round(length, 1)})
+
+
+_CORRELATED = 24  # tiles at most that the correlation of errors is found on: they are kept in memory
+
+
+def about(members: Sequence[Predictor], source: Offer, way: Way, overlap: float = 0.5) -> dict[str, Any]:
     """Return what a calibration on `source` is of (the fields of `evaluation.calibration.About`)."""
     return {
         "weights": weights_digests(members),

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoints": {"architectures", "console"},
     "evaluation": {"console", "data"},
     "training": USED_BY_STAGES | {"evaluation"},  # scores from counts, to select epochs by what is reported
-    "inference": USED_BY_STAGES | {"training"},  # the run's record and the recipes
+    "inference": USED_BY_STAGES | {"training", "evaluation"},  # the run's record and the recipes; calibration
 }
 MAY_IMPORT_ALL = {"benchmarks", "tests"}
 # `make parity` runs what imports these, in its own environment.
