@@ -2,7 +2,7 @@
 #
 # Every target makes the environment .venv by itself: once, and again when its lock file changes. It needs Python
 # 3.11, 3.12 or 3.13, which is looked for by name, or named: `make demo PYTHON=/path/to/python3.12`.
-# `make parity` makes a second one, .venv-parity, with PyTorch.
+# `make parity` makes a second one, .venv-parity, with PyTorch and OGGM.
 # The environment holds TensorFlow's CPU build or its GPU build, never both: `make .venv TENSORFLOW=gpu` makes it
 # anew with the other, and later calls keep the one that is there.
 
@@ -51,8 +51,9 @@ format: .venv  ## put the code into the project's style
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
-parity: .venv .venv-parity  ## the PyTorch models of the zoo against their references, live, on random weights
+parity: .venv .venv-parity  ## PyTorch models against their references, live, on random weights; outlines given to OGGM
 	$(python) -m benchmarks.parity
+	$(python) -m benchmarks.oggm
 
 bench: .venv  ## speed of data, training and every architecture (writes docs/zoo.md); leave the machine alone
 	$(python) -m benchmarks.storage

@@ -70,6 +70,7 @@ def write_geopackage(path: Path, layers: Sequence[VectorLayer]) -> None:
                 geometry_type="Polygon",
                 layer_options={"IDENTIFIER": layer.title, "DESCRIPTION": layer.description, "GEOMETRY_NAME": "geom"},
                 layer_metadata=dict(layer.metadata) or None,
+                dataset_options={"VERSION": "1.2"},  # that QGIS and GDAL of before 2023 know as well
             )
         _write_styles(temporary, layers)
 

@@ -198,6 +198,9 @@ def _guilty(arcs: Arcs, holes: NDArray[np.integer], index: shapely.STRtree, reac
     if not guilty.any():
         middles = shapely.line_interpolate_point(arcs.lines, 0.5, normalized=True)
         inside, within = shapely.STRtree(middles).query(shapes, predicate="contains_properly")
+        # Of the polygons beside it, an arc's middle is on the border, on either side of it by rounding.
+        elsewhere = (arcs.sides[within] != inside[:, None] + 1).all(axis=1)
+        inside, within = inside[elsewhere], within[elsewhere]
         guilty[within] = True
         near = index.query(middles[within], predicate="dwithin", distance=2 * reach)
         around = (arcs.sides[near[1]] == inside[near[0], None] + 1).any(axis=1)
