@@ -31,7 +31,7 @@ SAMPLE = 2**20
 tiles that are few, not the pixels of a tile."""
 
 _FOLDS = 5
-_SMALLEST = 1e-7  # of a probability whose logarithm is taken: float32 knows none closer to 1
+_SMALLEST = 1e-12  # of a probability whose logarithm is taken
 _FLOOR = 1e-4  # isotonic regression says 0 where none was seen, and a single pixel would refute it
 _TEMPERATURES = (0.05, 20.0)
 _LOGITS = np.linspace(-16, 16, 161)  # edges of the bins that isotonic regression pools pixels in
