@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> None:
     """Predict and say where the predictions are."""
     options = _parser().parse_args(arguments)
+    # `-n a b c scene/*.tif`: what follows the names of runs are files.
+    files = [one for one in options.name or () if _is_file(one)]
+    options.name = [one for one in options.name or () if one not in files]
+    options.scene = files + options.scene
     command = shlex.join(["python", "predict.py", *arguments])
     if options.weights and not options.model:
         raise UserError("-w FILE needs -m ARCHITECTURE, which says what the weights are of")
@@ -115,6 +119,14 @@ def main(arguments: list[str]) -> None:
         print("next: the same command without --calibrate")
     else:
         print(f"next: python evaluate.py -n {shlex.quote(name)}")
+
+
+_ENDINGS = (".tif", ".tiff", ".jp2", ".img", ".vrt", ".safe", ".yaml", ".yml")  # of rasters and dataset files
+
+
+def _is_file(text: str) -> bool:
+    """Whether what follows -n is a raster or a dataset file, not a run's name."""
+    return Path(text).suffix.lower() in _ENDINGS or ("/" in text and Path(text).exists())
 
 
 _OF_SCENES = {"--set": "set", "--region": "region", "--date": "date", "--probs": "probs", "--divides": "divides"}

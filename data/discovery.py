@@ -131,8 +131,10 @@ def scene_of(files: Sequence[Path]) -> tuple[str, dict[str, Any], list[str]]:
     first = files[0].absolute()
     name = first.stem if len(files) == 1 else first.parent.name
     scene = _scene(first.parent, found, Path(), notes)
-    # The products' own files, not a pattern: what was named is what is meant.
     for modality in scene["modalities"].values():
+        if all(re.fullmatch(r"band_\d+", name) for name in modality.get("bands", ())):
+            modality.pop("bands", None)  # who knows their names by another way may use it
+        # The products' own files, not a pattern: what was named is what is meant.
         if modality.get("type") in found.products:
             modality["files"] = sorted(map(str, found.products[modality["type"]]))
     return name, scene["modalities"], notes

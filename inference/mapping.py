@@ -15,7 +15,7 @@ from console import replacing, warn
 from data.predictions import per_class
 from evaluation.calibration import Calibrator
 from inference.confidence import Combination, Way, weights_digests
-from inference.outlines import Summary, write_outlines
+from inference.outlines import Summary, check_sizes, write_outlines
 from inference.predictor import Predictor
 from inference.scenes import SceneOffer, ScenePrediction, SceneSource, build_overviews, plain, predict_scene
 from inference.sliding import Floats
@@ -117,6 +117,9 @@ def map_scene(
             written.
     """
     outlining = outlining or Outlining()
+    check_sizes(
+        outlining.smallest_km2, outlining.smallest_km2, outlining.median_px, outlining.correlation_length_m
+    )  # before hours of prediction, not after
     scene, classes = offered.scene, members[0].classes
     model = Combination(members, offered, way)
     source = SceneSource(scene, model.input_sets(scene.region))

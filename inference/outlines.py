@@ -159,7 +159,7 @@ def write_outlines(
             the elevation model or the divides lie elsewhere; the target can't be written.
     """
     _check_writable(target)
-    _check_sizes(smallest_km2, smallest_hole_km2, median_px, correlation_length_m)
+    check_sizes(smallest_km2, smallest_hole_km2, median_px, correlation_length_m)
     grid = read_grid(labels)
     values = _read_labels(labels, grid, classes)
     probability = _probabilities(labels, grid, classes, confidence, probs)
@@ -247,7 +247,8 @@ def _check_writable(target: Path) -> None:
         )
 
 
-def _check_sizes(smallest: float, hole: float, median: int, correlation: float | None) -> None:
+def check_sizes(smallest: float, hole: float, median: int, correlation: float | None) -> None:
+    """Raise `UserError` where a size or the median's window is impossible."""
     for what, value in (("smallest object", smallest), ("smallest hole", hole), ("correlation length", correlation)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"the {what} is {value}; expected 0 or a positive number")

@@ -29,7 +29,7 @@ from data.scenes import Scene, hidden, read_source
 from data.tiles import IGNORE, ClassInfo, level_note
 from data.windows import Window, starts
 from inference.predictor import InputSet
-from inference.sliding import Floats, Piece, Predict, blend_rows, pieces
+from inference.sliding import Floats, Piece, Predict, blend_rows, pieces, stride_of
 
 ROWS = 16
 """Rows of windows in a strip: one more is predicted for each, so that few are cheap and none is costly to lose."""
@@ -245,7 +245,7 @@ def predict_scene(
     Raises:
         UserError: If a raster can't be read, or the model returns anything but numbers.
     """
-    stride = max(1, round(patch * (1 - overlap)))
+    stride = stride_of(patch, overlap, batch)
     work = folder / ".unfinished"
     facts = dict(described or {}) | {"overlap": overlap, "batch": batch, "patch": patch, "probs": keep_probs}
     _open_work(work, source.scene, facts)

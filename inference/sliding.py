@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from console import UserError
 from data.normalisation import is_absent
 from data.windows import Window, starts
 
@@ -82,6 +83,19 @@ def kernel(patch: int) -> Floats:
     """Return the weight `(P, P)` of each pixel of a window: exp(-(x² + y²) / 2), x and y from -1 to 1."""
     axis = np.exp(-(np.linspace(-1, 1, patch) ** 2) / 2)
     return np.outer(axis, axis).astype(np.float32)
+
+
+def stride_of(patch: int, overlap: float, batch: int) -> int:
+    """Return the distance of windows of `patch` pixels of which neighbours have the share `overlap` in common.
+
+    Raises:
+        UserError: If the overlap, or the number of windows predicted at once, is impossible.
+    """
+    if not 0 <= overlap < 1:
+        raise UserError(f"--overlap must lie in 0 ≤ overlap < 1, received {overlap}; half a patch is 0.5")
+    if batch < 1:
+        raise UserError(f"--batch-size must be at least 1, received {batch}")
+    return max(1, round(patch * (1 - overlap)))
 
 
 def whole(source: Source, patch: int, stride: int) -> Piece:

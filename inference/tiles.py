@@ -19,7 +19,7 @@ from inference.areas import correlation_length_m, pixel_size_m
 from inference.cleaning import remove_small
 from inference.confidence import Combination, Way, weights_digests
 from inference.predictor import Offer, Predictor
-from inference.sliding import blend_all
+from inference.sliding import blend_all, stride_of
 
 PLAIN = Way()
 
@@ -194,12 +194,8 @@ def _blended(
     batch: int,
 ) -> tuple[Combination, Iterator[NDArray[np.float32]]]:
     """Return the models put together, and the probabilities `(H, W, K)` of the tiles in their order, checked."""
-    if not 0 <= overlap < 1:
-        raise UserError(f"--overlap must lie in 0 ≤ overlap < 1, received {overlap}; half a patch is 0.5")
-    if batch < 1:
-        raise UserError(f"--batch-size must be at least 1, received {batch}")
     model = Combination(members, source, way)
-    stride = max(1, round(model.patch_size * (1 - overlap)))
+    stride = stride_of(model.patch_size, overlap, batch)
     windows = sum(len(grid(info.height, info.width, model.patch_size, stride)) for info in infos)
     blended = blend_all(
         model,
