@@ -5,7 +5,8 @@ Reads    satellite scenes and outlines (scenes); nothing (synthetic); pairs of a
 Writes   tiles/NAME/, whole or not at all
 Copy     python prepare.py synthetic
 
-`python prepare.py COMMAND --help` says what each command takes.
+`python prepare.py COMMAND --help` says what each command takes. `prepare.py check` looks at tiles: a page of what is in
+them, and of what is wrong with them.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ from data.alignment import Alignment, Read, align
 from data.normalisation import published
 from data.places import overlaps
 from data.survey import BandFacts, SplitFacts, Survey, TileFacts
-from data.tiles import IGNORE, PUBLISHED_REGIONS, TileFile
+from data.tiles import IGNORE, PUBLISHED_REGIONS
 from data.windows import Window
 
+Mask = NDArray[np.bool_]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -187,24 +188,23 @@ def misaligned_masks(survey: Survey) -> Iterator[Finding]:
                 (split, tile, window, edges)
             )
     largest = sorted(groups, key=lambda key: -sum(edges for *_, edges in groups[key]))[:_GROUPS]
-    with _Files() as files:
-        for group in progress(largest, "alignment", unit="group"):
-            chosen = _spread(groups[group])
-            alignment = align(*_windows(files, chosen))
-            if alignment is None or not alignment.off:
-                continue
-            towards = _direction(alignment)
-            yield Finding(
-                "error",
-                f"the masks of {group} are shifted by about {alignment.distance:.0f} pixels",
-                f"edges of the mask fit the image best {towards} of where they lie; in "
-                f"{alignment.clearness:.0%} of the bootstrap's draws clearly better than there "
-                f"({alignment.edges} edge pixels in {len(chosen)} windows)",
-                "compare outlines and image in a GIS: a wrong CRS or datum, an image that was not orthorectified, "
-                "pixel centres taken for corners; outlines of another decade can do it as well",
-                tuple({(split.split, tile.info.name): None for split, tile, *_ in chosen}),
-                alignment,
-            )
+    for group in progress(largest, "alignment", unit="group"):
+        chosen = _spread(groups[group])
+        alignment = align(*_windows(chosen))
+        if alignment is None or not alignment.off:
+            continue
+        towards = _direction(alignment)
+        yield Finding(
+            "error",
+            f"the masks of {group} are shifted by about {alignment.distance:.0f} pixels",
+            f"edges of the mask fit the image best {towards} of where they lie; in "
+            f"{alignment.clearness:.0%} of the bootstrap's draws clearly better than there "
+            f"({alignment.edges} edge pixels in {len(chosen)} windows)",
+            "compare outlines and image in a GIS: a wrong CRS or datum, an image that was not orthorectified, "
+            "pixel centres taken for corners; outlines of another decade can do it as well",
+            tuple({(split.split, tile.info.name): None for split, tile, *_ in chosen}),
+            alignment,
+        )
 
 
 def _spread(
@@ -219,13 +219,13 @@ def _spread(
 
 
 def _windows(
-    files: _Files, chosen: Sequence[tuple[SplitFacts, TileFacts, Window, int]]
+    chosen: Sequence[tuple[SplitFacts, TileFacts, Window, int]],
 ) -> tuple[list[Read], list[bool]]:
     bands = chosen[0][0].bands
     values = [not name.startswith(("elevation", "aspect")) for names in bands.values() for name in names]
 
     def read(split: SplitFacts, tile: TileFacts, window: Window) -> tuple[NDArray[np.float32], Mask, Mask]:
-        file, name = files.file(split), tile.info.name
+        file, name = split.file, tile.info.name
         valid, mask = file.valid(name, window), file.mask(name, window)
         arrays = [
             np.full((*mask.shape, len(names)), np.nan, np.float32)
@@ -259,8 +259,12 @@ def swapped_bands(survey: Survey) -> Iterator[Finding]:
     apart, so that rank correlations fall with distance (the matrix is anti-Robinson; Robinson 1951,
     doi:10.2307/276978). The sum of what stands against this is compared with that after each exchange of two names.
     The second rule needs bands in one unit: snow and ice are bright up to the near infrared and dark in the shortwave
-    infrared; the brightest pixels of a glacier scene that say the reverse have it exchanged. Neither sees swir1 in the
-    place of swir2; blue and green, or green and red, are told apart only over enough bands.
+    infrared; the brightest pixels of a glacier scene that say the reverse have it exchanged.
+
+    Measured on eight synthetic sets of six bands, blue, green, red, swir1 of Landsat 8 (digital numbers), and blue to
+    nir of Landsat 7 (8 bits): right names are never doubted. Every exchange of a visible or near infrared band with a
+    shortwave infrared one is found, and blue–red, green–nir and red–nir; blue–nir and blue–green with six bands only,
+    green–red in half of the sets (not where there are plants), swir1–swir2 never.
     """
     for split in survey.splits:
         for modality, names in split.bands.items():
@@ -655,25 +659,6 @@ def splits(survey: Survey) -> Iterator[Finding]:
 
 
 # -- helpers -------------------------------------------------------------------------------------------------
-
-Mask = NDArray[np.bool_]
-
-
-class _Files:
-    """Tile files, opened once."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, TileFile] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def file(self, split: SplitFacts) -> TileFile:
-        return self._files.setdefault(split.split, TileFile(split.path))
 
 
 def _bands(split: SplitFacts) -> Iterator[tuple[str, str, BandFacts, NDArray[np.float32]]]:

@@ -113,6 +113,11 @@ class SplitFacts:
     sample_tiles: NDArray[np.int64]
 
     @cached_property
+    def file(self) -> TileFile:
+        """The tile file, to read more of it; opened when something is read, once."""
+        return TileFile(self.path)
+
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Valid pixels of each class, (K,)."""
         return np.sum([tile.counts for tile in self.tiles if len(tile.counts)], axis=0) + np.zeros(

@@ -28,7 +28,7 @@ from console import progress, replacing
 from data.alignment import REACH
 from data.findings import SEVERITIES, Finding
 from data.survey import SplitFacts, Survey, TileFacts
-from data.tiles import IGNORE, TileFile, TileInfo
+from data.tiles import IGNORE, TileInfo
 from evaluation.picture import INVALID, Image, composite, outline, show, stretch
 
 SPLIT_COLORS = {"train": "#3565a8", "val": "#e09a1a", "test": "#b3376a"}
@@ -406,7 +406,7 @@ def _pictures(survey: Survey) -> Iterator[dict[str, str]]:
         width = 4.6 if len(chosen) > 2 else 7.0
         figure = Figure(figsize=(width, width * picture.height / picture.width))
         axis = figure.add_axes((0, 0, 1, 1))
-        glacier = _draw(axis, picture, survey)
+        glacier = _draw(axis, picture)
         splits = dict.fromkeys(piece.split.split for piece in picture.pieces)
         count = len(picture.pieces)
         yield {
@@ -531,7 +531,7 @@ def _clusters(pieces: Sequence[_Piece], reach: float) -> Iterator[list[_Piece]]:
         yield [piece for piece, own in zip(pieces, labels, strict=True) if own == label]
 
 
-def _draw(axis: Axes, picture: _Picture, survey: Survey) -> float:
+def _draw(axis: Axes, picture: _Picture) -> float:
     """Draw a picture, with outlines and the tiles' edges; return the share of glacier."""
     step = _step(picture)
     shape = (math.ceil(picture.height / step), math.ceil(picture.width / step))
@@ -571,12 +571,11 @@ def _outlines(axis: Axes, ids: NDArray[np.uint8], split: SplitFacts, width: floa
 
 def _read(split: SplitFacts, tile: TileFacts) -> tuple[Image, NDArray[np.uint8], NDArray[np.bool_]]:
     """Return false colour (raw, NaN: nothing), mask and valid of a tile, without its padding."""
-    with TileFile(split.path) as file:
-        inside = tile.info.interior()
-        there = {modality: names for modality, names in split.bands.items() if modality in tile.bands}
-        bands, modality, shown = composite(there)
-        values = file.read(tile.info.name, [modality])[modality][inside]
-        mask, valid = file.mask(tile.info.name)[inside], file.valid(tile.info.name)[inside]
+    file, inside = split.file, tile.info.interior()
+    there = {modality: names for modality, names in split.bands.items() if modality in tile.bands}
+    bands, modality, shown = composite(there)
+    values = file.read(tile.info.name, [modality])[modality][inside]
+    mask, valid = file.mask(tile.info.name)[inside], file.valid(tile.info.name)[inside]
     if shown.startswith("elevation"):
         return _shaded(values[..., bands[0]]), mask, valid
     return values[..., bands], mask, valid

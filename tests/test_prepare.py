@@ -323,6 +323,64 @@ def test_help_opens_with_what_is_read_and_written_and_the_command(
         assert text in opening
 
 
+def test_check_writes_a_page_and_prints_the_findings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("here", "--train", "train", "--test", "test", "--val-tiles", "01_07")
+    capsys.readouterr()
+    prepare.main(["check", "here", "--out", "pages"])
+    printed = capsys.readouterr().out
+    assert "0 errors" in printed and "wrote pages/here-tiles.html" in printed
+    page = (here / "pages" / "here-tiles.html").read_text(encoding="utf-8")
+    assert "python prepare.py check here --out pages" in page
+    assert "python prepare.py bands here" in page
+
+
+def test_check_tells_errors_by_its_exit_code_only_if_asked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("here", "--train", "train", "--test", "test", "--val-tiles", "01_07")
+    tiles = here / "tiles" / "here"
+    (tiles / "test.hdf5").write_bytes((tiles / "train.hdf5").read_bytes())
+    prepare.main(["check", "here"])
+    printed = capsys.readouterr().out
+    assert "error: the same tile more than once, in different splits" in printed
+    assert "error: tiles overlap across splits" in printed
+    assert (here / "reports" / "here-tiles.html").is_file()
+    with pytest.raises(UserError, match="--strict: 2 errors"):
+        prepare.main(["check", "here", "--strict"])
+
+
+def test_check_takes_a_folder_or_a_single_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("here", "--train", "train", "--test", "test", "--val-tiles", "01_07")
+    prepare.main(["check", "tiles/here/train.hdf5"])
+    prepare.main(["check", "tiles/here"])
+    assert "no val split" not in capsys.readouterr().out.split("wrote reports/here-train-tiles.html")[1]
+    assert "here-train" in (here / "reports" / "here-train-tiles.html").read_text(encoding="utf-8")
+    assert '<td class="n">3</td>' in (here / "reports" / "here-tiles.html").read_text(encoding="utf-8")
+
+
+def test_check_of_nothing_and_of_damaged_files_exits_with_2(here: Path) -> None:
+    done = run_script(here, "check", "nowhere")
+    assert done.returncode == 2 and "no dataset 'nowhere'" in done.stderr and "Traceback" not in done.stderr
+    run("here", "--train", "train", "--test", "test", "--val-tiles", "01_07")
+    path = here / "tiles" / "here" / "val.hdf5"
+    path.write_bytes(path.read_bytes()[:3000])
+    done = run_script(here, "check", "here")
+    assert done.returncode == 2 and "val.hdf5" in done.stderr and "Traceback" not in done.stderr
+    assert not (here / "reports").exists()
+
+
+def test_help_of_check_opens_with_what_is_read_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["check", "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "Reads ",
+        "Writes   reports/NAME-tiles.html",
+        "Copy     python prepare.py check synthetic",
+        "exit code",
+    ):
+        assert text in printed
+
+
 def test_help_imports_nothing_heavy(here: Path) -> None:
     code = "import sys, prepare; print({'keras', 'tensorflow', 'rasterio', 'h5py', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
