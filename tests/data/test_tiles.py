@@ -600,7 +600,8 @@ def test_bands_without_names_are_known_where_the_first_tile_lacks_them(tmp_path:
 
 def test_the_digest_tells_absent_from_there(tmp_path: Path) -> None:
     digests = set()
-    for number, absent in enumerate(({}, {"optical": np.nan}, {"optical": 0})):
+    values: tuple[dict[str, float], ...] = ({}, {"optical": np.nan}, {"optical": 0.0})
+    for number, absent in enumerate(values):
         modalities, mask, valid = arrays()
         modalities |= {name: np.full_like(modalities[name], value) for name, value in absent.items()}
         for left_out in {False, number == 1}:
