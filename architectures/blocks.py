@@ -39,19 +39,20 @@ class PresentNormalization(keras.layers.BatchNormalization):
         """Normalise (N, H, W, C), with statistics of the samples where `present` (N, 1, 1, 1) is true; None: of all."""
         if present is None or not (training and self.trainable):
             return super().call(inputs, training=training)
-        x = ops.cast(inputs, "float32")
-        weights = ops.cast(present, "float32")
+        x, weights = ops.cast(inputs, "float32"), ops.cast(present, "float32")
+        owned = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
+        moving_mean, moving_variance, gamma, beta = (ops.cast(variable, "float32") for variable in owned)
         count = ops.sum(weights)
         # Keras's own `mask` needs several more maps of full size, and has moving statistics fall to 0 where count is 0.
         means, variances = ops.moments(x, axes=(1, 2), keepdims=True)
-        mean = ops.sum(weights * means, axis=0, keepdims=True) / ops.maximum(count, 1.0)
+        mean = ops.sum(weights * means, axis=(0, 1, 2)) / ops.maximum(count, 1.0)
         variances = variances + ops.square(means - mean)
         variance = ops.sum(weights * variances, axis=(0, 1, 2)) / ops.maximum(count, 1.0)
-        mean = ops.where(count > 0, ops.reshape(mean, (-1,)), self.moving_mean)
-        variance = ops.where(count > 0, variance, self.moving_variance)
-        self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1.0 - self.momentum))
-        self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1.0 - self.momentum))
-        y = ops.batch_normalization(x, mean, variance, -1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon)
+        mean = ops.where(count > 0, mean, moving_mean)
+        variance = ops.where(count > 0, variance, moving_variance)
+        self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+        self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        y = ops.batch_normalization(x, mean, variance, -1, offset=beta, scale=gamma, epsilon=self.epsilon)
         return ops.cast(y, self.compute_dtype)
 
 

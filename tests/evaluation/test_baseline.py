@@ -125,6 +125,26 @@ def test_files_are_fitted_on_and_scored_in_their_counting_pixels(tmp_path: Path)
     assert everywhere.total.pixels == 2 * 59 * 64 > valid.total.pixels
 
 
+def test_tiles_without_the_bands_teach_nothing_and_get_no_glacier(tmp_path: Path) -> None:
+    bands, ice = scene()
+    bright = {name: (0.5 if name == "green" else 0.1) * (1 + values) for name, values in bands.items()}
+    arrays = {"optical": np.stack(list(bright.values()), axis=-1), "dem": np.ones((*ice.shape, 1))}
+    layout = {"optical": list(bright), "dem": ["z"]}
+    path = tmp_path / "t.hdf5"
+    with TileWriter(path, TWO_CLASSES, layout) as writer:
+        writer.add("t0", arrays, ice.astype(np.uint8), np.ones(ice.shape))
+        writer.add("t1", {"dem": arrays["dem"]}, ice.astype(np.uint8), np.ones(ice.shape))
+    file = TileFile(path)
+    rule = fit_file(file, file.names)
+    assert rule == fit_file(file, ["t0"])
+    with PredictionWriter(tmp_path / "p.hdf5", TWO_CLASSES, {"run": "r", "source": str(path)}) as writer:
+        for name in file.names:
+            writer.add(file.info(name), np.zeros((*ice.shape, 2), np.float32), file.mask(name), file.valid(name))
+    everywhere = RatioThreshold(rule.first, rule.second, False, 1.0, Counts())  # also of NaN
+    (scored,) = evaluate(everywhere, PredictionFile(tmp_path / "p.hdf5"), file.names, ["valid"])
+    assert [int(tile.matrix[:, 1].sum()) for tile in scored.tiles] == [ice.size, 0]
+
+
 def test_two_of_the_bands_are_enough_and_fewer_are_refused(tmp_path: Path) -> None:
     rule = fit_file(TileFile(write_file(tmp_path / "a.hdf5", ["blue", "red", "swir1"])), ["t0", "t1"])
     assert {rule.first, rule.second} == {"red", "swir1"}

@@ -225,6 +225,16 @@ def random_patch(rng: np.random.Generator, classes: int, tile: str = "a-tile-wit
     return Patch(tile, "HMA", inputs, labels)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_absent_modality_is_shown_as_not_seen(tmp_path: Path, figures: list[Figure]) -> None:
+    patch = random_patch(np.random.default_rng(1), 2)
+    patch.inputs["optical"][:] = np.nan
+    assert not patch.seen("optical").any() and patch.seen("dem").all()
+    draw_patches([patch], [patch.labels % 2], tmp_path / "p.png", bands=BANDS, classes=TWO_CLASSES, title="run")
+    scene = np.asarray(figures[0].axes[0].images[0].get_array(), np.float64)
+    np.testing.assert_allclose(scene, np.broadcast_to(to_rgb(INVALID), scene.shape), atol=1e-3)
+
+
 def test_kinds_of_errors_are_the_counts() -> None:
     rng = np.random.default_rng(0)
     reference, labels = rng.integers(0, 4, (2, 64, 64)).astype(np.uint8)
