@@ -29,7 +29,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Geod
-from scipy import fft, ndimage, optimize
+from scipy import fft, optimize
 
 from console import UserError
 from data.grids import Grid, transformer
@@ -49,6 +49,7 @@ _CELL = 256  # pixels along a side of the cells in which pixels count as equally
 _BLOCK = 512  # pixels along a side that are convolved at once
 _REACH = 8.0  # correlation lengths beyond which errors count as independent: 0.3 % of the kernel's volume
 _FINE = 4.0  # blocks of pixels per correlation length at least
+_PARTS = 8  # along a side, into which blocks are divided to find how alike two are
 _FLOOR = 0.02  # correlation below which it is noise
 _LONGEST_EDGE = 32.0  # pixels up to which an edge may be taken as a geodesic
 
@@ -205,7 +206,7 @@ def error_variance(
         correlation_length_m: L. 0: errors are independent.
         pixel_m: Width and height of a pixel.
     """
-    factor = max(1, int(correlation_length_m / max(pixel_m) / _FINE))
+    factor = max(1, min(int(correlation_length_m / max(pixel_m) / _FINE), *shape))
     lags = [
         min(math.ceil(_REACH * correlation_length_m / side / factor), -(-length // factor))
         for side, length in zip(pixel_m[::-1], shape[:2], strict=True)
@@ -237,14 +238,18 @@ def _kernel(
     lags: list[int], factor: int, correlation_length_m: float, pixel_m: tuple[float, float]
 ) -> NDArray[np.float64]:
     """Return the mean correlation of pixels of two blocks of `factor`² so many blocks apart, `(2 r + 1, 2 c + 1)`."""
-    rows, columns = (np.arange(-(lag + 1) * factor, (lag + 1) * factor + 1) for lag in lags)
-    distance = np.hypot(rows[:, None] * pixel_m[1], columns[None, :] * pixel_m[0])
-    fine = np.exp(-distance / correlation_length_m) if correlation_length_m > 0 else (distance == 0).astype(float)
-    # As many pairs of two blocks are as far apart as this says.
-    pairs = (factor - np.abs(np.arange(1 - factor, factor))) / factor**2
-    for axis in (0, 1):
-        fine = ndimage.convolve1d(fine, pairs, axis=axis, mode="nearest")
-    return np.asarray(fine[factor:-factor:factor, factor:-factor:factor])
+    parts = min(factor, _PARTS)
+    apart = np.arange(1 - parts, parts)
+    # As many pairs of parts of two blocks are, along a side, so much farther apart than the blocks.
+    pairs = (parts - np.abs(apart)) / parts**2
+    rows, columns = (np.arange(-lag, lag + 1) * float(factor) for lag in lags)
+    kernel = np.zeros((len(rows), len(columns)))
+    for down, weight in zip(apart * factor / parts, pairs, strict=True):
+        for right, other in zip(apart * factor / parts, pairs, strict=True):
+            distance = np.hypot((rows + down)[:, None] * pixel_m[1], (columns + right)[None, :] * pixel_m[0])
+            alike = np.exp(-distance / correlation_length_m) if correlation_length_m > 0 else distance == 0
+            kernel += weight * other * alike
+    return kernel
 
 
 def _sums(field: NDArray[np.floating], factor: int) -> NDArray[np.float64]:

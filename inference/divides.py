@@ -52,7 +52,7 @@ def read_divides(path: Path, grid: Grid) -> Divides:
     wkt = layer.crs.to_wkt()
     box = transformer(target, wkt).transform_bounds(*grid.bounds, densify_pts=21)
     shapes = np.asarray(read_layer(layer, box=box).geometry.array, object)
-    if (shapely.get_dimensions(shapes) == 2).any() or not len(shapes):
+    if (shapely.get_dimensions(shapes) == 2).any():
         basins = read_outlines(OutlineFile(path), grid, margin_m=0)
         return Divides(_burned(basins.geometries, np.arange(1, len(basins.geometries) + 1), grid), basins.ids)
     lines = shapely.transform(

@@ -160,6 +160,7 @@ def write_outlines(
     """
     _check_writable(target)
     check_sizes(smallest_km2, smallest_hole_km2, median_px, correlation_length_m)
+    date = None if src_date is None else _iso(src_date)
     grid = read_grid(labels)
     values = _read_labels(labels, grid, classes)
     probability = _probabilities(labels, grid, classes, confidence, probs)
@@ -219,8 +220,8 @@ def write_outlines(
         fields["cut_off"] = np.bincount(layer.groups, cut_off, len(polygons) + 1)[1:].astype(bool).astype(np.int32)
         if heights is not None and dem is not None:
             fields |= _terrain_fields(heights[layer.whole], layer, dem_source or dem.stem)
-        if src_date is not None:
-            fields["src_date"] = np.full(len(polygons), _iso(src_date), object)
+        if date is not None:
+            fields["src_date"] = np.full(len(polygons), date, object)
         if basins is not None:
             fields["basin_id"] = _per_group(layer, np.array([None, *basins], object)[body_of])
         frame = _frame(polygons, fields, grid)
