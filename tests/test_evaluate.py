@@ -85,6 +85,10 @@ def test_the_report_has_regions_tiles_and_scores(workspace: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert f"mean IoU {np.mean(expected):.3f} ± {np.std(expected):.3f} over 2 regions" in printed
     assert "total" in printed and "reports/r/" in printed
+    confidence = json.loads(Path("reports/r/calibration.json").read_text())
+    assert confidence["calibration"] is None and "calibrated" not in confidence
+    assert confidence["model"]["total"]["ece"] == pytest.approx(0.0, abs=0.02)  # said with 0.9, right 9 times of 10
+    assert "not calibrated" in printed and Path("reports/r/reliability.png").is_file()
 
 
 def test_all_pixels_counts_invalid_ones_as_background(workspace: Path) -> None:

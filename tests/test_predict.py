@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from checkpoints.torch_names import parameters
 from console import UserError
 from data.predictions import PredictionFile, path_of
 from data.tiles import TWO_CLASSES, TileFile
+from evaluation.calibration import Calibrator
 from inference.sliding import blend
-from training.record import Best, ClassRecord, Modality, Record, record_path, save_record, weights_path
+from training.record import Best, ClassRecord, Modality, Record, load_record, record_path, save_record, weights_path
 
 WriteTiles = Callable[..., Path]
 PATCH = 16
@@ -190,6 +192,73 @@ def test_a_state_dict_needs_no_record_and_says_how_many_outputs_it_has(
     )
 
 
+def test_a_calibration_is_fitted_and_used_for_its_way_to_predict(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.main(["-n", "r"])
+    plain = PredictionFile(path_of("r"))
+    assert not plain.is_calibrated and "python predict.py -n r --calibrate" in capsys.readouterr().out
+    probs, labels = plain.probs("t0"), plain.read("t0").labels
+    np.testing.assert_array_equal(plain.confidence("t0"), probs.max(axis=-1))
+    shutil.rmtree("predictions")
+
+    way = ["--tta", "rot90", "--mc", "2"]
+    predict.main(["-n", "r", "--calibrate"])
+    predict.main(["-n", "r", *way, "--calibrate", "--regions", "ALP"])
+    printed = capsys.readouterr().out
+    assert "tiles/small/val.hdf5" in printed and "<- used" in printed and "2 symmetries, 2 passes" in printed
+    assert "wrote weights/r.calibration.json" in printed and not Path("predictions").exists()
+    stored = json.loads(Path("weights/r.calibration.json").read_text())["fits"]
+    assert [(fit["about"]["tta"], fit["about"]["mc"], fit["tiles"]) for fit in stored] == [
+        ([], 0, ["t0", "t1"]),
+        (["rot90"], 2, ["t1"]),
+    ]
+
+    predict.main(["-n", "r", "--calibration", "temperature"])
+    result = PredictionFile(path_of("r"))
+    calibrator = Calibrator.model_validate(stored[0]["temperature"])
+    assert json.loads(result.attributes["calibration"])["method"] == "temperature"
+    np.testing.assert_allclose(result.probs("t0"), probs, atol=1e-6)
+    np.testing.assert_array_equal(result.read("t0").labels, labels)
+    np.testing.assert_allclose(result.confidence("t0"), calibrator(probs).max(axis=-1), atol=1e-5)
+    assert np.abs(result.confidence("t0") - probs.max(axis=-1)).max() > 0.01
+    predict.main(["-n", "r", *way])
+    assert "confidence calibrated by" in capsys.readouterr().out
+    assert np.abs(PredictionFile(path_of("r")).probs("t0") - probs).max() > 1e-3
+    predict.main(["-n", "r", "--calibration", "none"])
+    assert not PredictionFile(path_of("r")).is_calibrated
+
+    predict.main(["-n", "r", "--tta", "flip-h"])  # a way without a calibration
+    assert "--tta flip-h --calibrate" in capsys.readouterr().out and not PredictionFile(path_of("r")).is_calibrated
+    shutil.rmtree("predictions")
+    assert "not with --mc 3; to make one" in refused("-n", "r", "--mc", "3", "--calibration", "isotonic")
+    with h5py.File(weights_path("r"), "a") as file:
+        file.attrs["other"] = 1
+    assert "fitted to other weights" in refused("-n", "r", "--calibration", "temperature")
+
+
+def test_several_runs_are_one_ensemble(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build({"optical": 6}, 2)
+    model.save_weights(weights_path("s"))
+    describe_run("s", {"optical": 6}, 2)
+    alone = []
+    for name in "rs":
+        predict.main(["-n", name])
+        alone.append(PredictionFile(path_of(name)).probs("t1"))
+    predict.main(["-n", "r", "s", "--batch-size", "3"])
+    result = PredictionFile(path_of("r+s"))
+    np.testing.assert_allclose(result.probs("t1"), (alone[0] + alone[1]) / 2, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    predict.main(["-n", "r", "s", "--calibrate"])
+    assert Path("weights/r+s.calibration.json").is_file() and "python evaluate.py -n r+s" in capsys.readouterr().out
+
+    record = load_record("s")
+    save_record(record.model_copy(update={"dataset": {"folder": "tiles/other"}}))
+    shutil.rmtree("predictions")
+    assert "r on tiles/small, s on tiles/other" in refused("-n", "r", "s")
+    assert "names r more than once" in refused("-n", "r", "r")
+
+
 def refused(*arguments: str) -> str:
     """The message that the script gives instead of predictions."""
     with pytest.raises(UserError) as caught:
@@ -214,6 +283,11 @@ def refused(*arguments: str) -> str:
         (["-n", "r", "--regions", "ALPS"], ["`ALPS`", "`ALP`", "`HMA`"]),
         (["-n", "r", "--overlap", "1.5"], ["--overlap", "1.5"]),
         (["-n", "r", "--batch-size", "0"], ["--batch-size"]),
+        (["-n", "r", "--calibration", "temperature"], ["no calibration of 'r'", "python predict.py -n r --calibrate"]),
+        (["-n", "r", "--calibrate", "--split", "test"], ["leave --split out"]),
+        (["-n", "r", "--tta", "flip"], ["no symmetry flip", "flip-h, flip-v"]),
+        (["-n", "r", "--mc", "-2"], ["--mc", "-2"]),
+        (["-m", "glavitu", "-w", "x.h5", "-n", "a", "b"], ["give one name"]),
         (["-m", "glavitu", "-w", "x.h5", "-n", "../up"], ["without slashes", "'../up'"]),
         (["-m", "nothing", "-w", "x.h5"], ["unknown recipe 'nothing'", "glavitu"]),
         (["-m", "glavitu", "-w", "missing.h5"], ["sar", "optical"]),

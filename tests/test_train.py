@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 import training.run as run_module
 from console import UserError
+from evaluation.calibration import About
 from train import main
 from training.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "train.py"
+ABOUT = About(weights={}, classes=(), source="", source_digest="", overlap=0.5, precision="float32")
 RECIPE: dict[str, Any] = {
     "architecture": {"name": "resunet", "options": {"width": 2, "fusion_width": 2, "steps": 1}},
     "inputs": ["optical", "dem"],
@@ -97,7 +99,9 @@ def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pyt
     assert yaml.safe_load(printed)["training"]["batch_size"] == 3
     for part in ("parameters", "2 steps of 3 patches", "expected memory", "epoch 1/1", "best epoch 1: val iou"):
         assert part in rest
-    assert "python predict.py -n small" in rest
+    assert "python predict.py -n small" in rest and "wrote weights/small.calibration.json" in rest
+    calibrated = json.loads(Path("weights/small.calibration.json").read_text())["fits"]
+    assert [fit["tiles"] for fit in calibrated] == [["t1"]] and calibrated[0]["about"]["source"].endswith("val.hdf5")
 
     record = json.loads(Path("weights/small.json").read_text())
     assert (record["epochs"], record["seed"], record["regions"]) == (1, 4, ["ALP"])
@@ -107,7 +111,9 @@ def test_a_run_says_what_it_does_and_is_not_overwritten(place: Path, capsys: pyt
 
     message = refused(*arguments)
     assert "'small' exists (weights/small.weights.h5)" in message and "-n" in message and "--overwrite" in message
-    main([*arguments[:-1], "5", "--overwrite", "--tensorboard"])
+    weights = calibrated[0]["about"]["weights"]
+    main([*arguments[:-1], "5", "--overwrite", "--tensorboard", "--no-calibration"])
+    assert json.loads(Path("weights/small.calibration.json").read_text())["fits"][0]["about"]["weights"] == weights
     assert "tensorboard --logdir logs/small.tensorboard" in capsys.readouterr().out
     assert json.loads(Path("weights/small.json").read_text())["seed"] == 5
     events = written() - RUN_FILES
@@ -173,6 +179,7 @@ def test_help_says_what_is_read_and_written_and_is_quick(tmp_path: Path) -> None
         (["-m", "glavitu", "--set", "batch_size"], ["KEY=VALUE", "'batch_size'"]),
         (["-m", "glavitu", "--epochs", "0"], ["training.epochs", "received 0"]),
         (["-m", "glavitu", "--seed", "-1"], ["--seed", "received -1"]),
+        (["-m", "glavitu", "-n", "mine.calibration"], ["taken for a calibration", "-n"]),
         (["-m", "glavitu", "-n", "../mine"], ["name", "received '../mine'"]),
         (["-r", "small.yaml", "--data", "other"], ["no dataset 'other'", "mine"]),
         (["-r", "small.yaml", "--regions", "HMA", "XX"], ["no tile of region `XX`", "`ALP`, `HMA`"]),
@@ -333,6 +340,29 @@ def test_resume_goes_on_as_the_run_was_started(
 
     main(["-n", "small", "--resume"])
     assert "done after 2 epochs: there is nothing to resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("problem", [UserError("no pixel"), KeyboardInterrupt()])
+def test_a_run_is_done_whatever_becomes_of_its_calibration(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: BaseException
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr("evaluation.calibration.fit", fails)
+    monkeypatch.setattr("inference.predictor.from_run", lambda record: None)
+    monkeypatch.setattr("inference.tiles.about", lambda *arguments: vars(ABOUT))
+    if isinstance(problem, UserError):
+        main(["-r", "small.yaml", "--epochs", "1"])
+    else:
+        with pytest.raises(SystemExit) as raised:
+            main(["-r", "small.yaml", "--epochs", "1"])
+        assert raised.value.code == 130
+    said = capsys.readouterr()
+    assert "python predict.py -n small --calibrate does it" in said.out + said.err
+    assert written() == EPOCH_FILES and json.loads(Path("weights/small.json").read_text())["stopped"] == "finished"
+    main(["-n", "small", "--resume"])
+    assert "not calibrated: python predict.py -n small --calibrate" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
