@@ -104,3 +104,10 @@ def test_a_prediction_file_is_measured_by_region(tmp_path: Path) -> None:
     assert report["calibrated"]["regions"]["ALP"]["ece"] == pytest.approx(expected["ALP"][0].ece)
     assert len(report["bin_edges"]) == BINS + 1 and len(report["model"]["total"]["bins"]) == BINS
     assert (tmp_path / "report" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bin_has_its_upper_end_and_not_its_lower() -> None:
+    glacier = np.array([0.0, 1 / BINS, 0.1, 0.2, 1.0])
+    found = Reliability.of(glacier[:, None], np.zeros(5, int), np.zeros(5, int))
+    np.testing.assert_array_equal(np.flatnonzero(found.sums[2, :, 0]), [0, 1, 2, BINS - 1])
+    assert found.sums[2, 0, 0] == 2
