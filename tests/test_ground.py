@@ -326,10 +326,10 @@ def test_parity_has_an_environment_of_its_own(tmp_path: Path) -> None:
     assert "-m venv --clear .venv\n" in ground.calls
     assert "--extra-index-url here torch torchvision" in ground.calls
     assert "--requirement requirements-parity.lock" in ground.calls
-    assert ground.calls.endswith("-m benchmarks.parity\n")
+    assert ground.calls.endswith("-m benchmarks.parity\n-m benchmarks.oggm\n")
 
     assert ground.make("parity").returncode == 0
-    assert ground.calls == "-m benchmarks.parity\n"
+    assert ground.calls == "-m benchmarks.parity\n-m benchmarks.oggm\n"
 
     (tmp_path / ".venv-parity" / ".ready").unlink()
     assert ground.make("parity", "PYTORCH_INDEX=").returncode == 0
