@@ -104,13 +104,13 @@ class PixelAreas:
 def areas_km2(shapes: Geometries, grid: Grid) -> NDArray[np.float64]:
     """Return areas on the ellipsoid, less their holes, of polygons given in a grid's pixels `(N,)`."""
     fine = shapely.segmentize(shapes, _LONGEST_EDGE)
+    placed = shapely.transform(fine, lambda xy: np.stack(_degrees(grid, *grid.xy(*xy.T)), axis=1))
     geod = _ellipsoid(grid)
-    areas = np.zeros(len(fine))
-    for at, shape in enumerate(fine):
+    areas = np.zeros(len(placed))
+    for at, shape in enumerate(placed):
         for part in shapely.get_parts(shape):
             for number, ring in enumerate(shapely.get_rings(part)):
-                x, y = shapely.get_coordinates(ring).T
-                lon, lat = _degrees(grid, *grid.xy(x, y))
+                lon, lat = shapely.get_coordinates(ring).T
                 area = abs(geod.polygon_area_perimeter(lon, lat)[0])
                 areas[at] += area if number == 0 else -area
     return areas / 1e6
