@@ -346,12 +346,11 @@ def test_resume_goes_on_as_the_run_was_started(
 def test_a_run_is_done_whatever_becomes_of_its_calibration(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: BaseException
 ) -> None:
-    def fails(*arguments: Any) -> Any:
+    def fails(*arguments: Any, **options: Any) -> Any:
         raise problem
 
-    monkeypatch.setattr("evaluation.calibration.fit", fails)
+    monkeypatch.setattr("inference.tiles.fit_calibration", fails)
     monkeypatch.setattr("inference.predictor.from_run", lambda record: None)
-    monkeypatch.setattr("inference.tiles.about", lambda *arguments: vars(ABOUT))
     if isinstance(problem, UserError):
         main(["-r", "small.yaml", "--epochs", "1"])
     else:
