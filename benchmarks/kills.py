@@ -48,6 +48,7 @@ class Case:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"width": 4, "steps": 1, "dropout": 0.2},
     "resunet": {"width": 4, "fusion_width": 4, "steps": 1, "dropout": 0.2},
     "glavitu": {"variant": "2025", "width": 8, "mlp": 8, "depth": 1, "heads": 2, "steps": 1, "dropout": 0.2},
     "transunet": {"width": 4, "mlp": 8, "depth": 1, "heads": 2, "steps": 1, "dropout": 0.2},

@@ -19,7 +19,7 @@ from training.cross_validation import report
 from training.record import load_record
 
 RECIPE: dict[str, Any] = {
-    "architecture": {"name": "resunet", "options": kills.SMALL["resunet"]},
+    "architecture": {"name": "unet", "options": kills.SMALL["unet"]},
     "inputs": ["optical", "dem"],
     "loss": {"focal": {}},
     "training": {
