@@ -8,6 +8,7 @@ Writes   of scenes predictions/NAME/SCENE/: labels.tif, confidence.tif, outlines
 Copy     python predict.py -n glavitu scene/*.tif
          python predict.py -n glavitu --optical s2.tif --dem dem.tif
          python predict.py -n glavitu scenes.yaml
+         python predict.py -n glavitu scenes.yaml --scheduler local --workers 2      (or tcp://HOST:PORT)
          python predict.py -n glavitu
          python predict.py -n glavitu --tta --mc 8
          python predict.py -n first second third      (an ensemble: predictions/first+second+third/)
@@ -67,6 +68,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("-n with -w names the predictions: give one name")
     if options.calibrate and options.split == "test":
         raise UserError("--calibrate fits on the validation tiles, held-out ones are to test it: leave --split out")
+
+    if options.workers is not None and not options.scheduler:
+        raise UserError("--workers is for --scheduler local: name that as well, or leave both out for one process")
 
     if options.scene or options.optical or options.dem or options.modality:
         _map(options, command)
@@ -129,7 +133,8 @@ def _is_file(text: str) -> bool:
     return Path(text).suffix.lower() in _ENDINGS or ("/" in text and Path(text).exists())
 
 
-_OF_SCENES = {"--set": "set", "--region": "region", "--date": "date", "--probs": "probs", "--divides": "divides"}
+_OF_SCENES = {"--set": "set", "--region": "region", "--date": "date", "--probs": "probs", "--divides": "divides",
+              "--scheduler": "scheduler", "--workers": "workers"}  # fmt: skip
 
 
 def _map(options: argparse.Namespace, command: str) -> None:
@@ -139,45 +144,55 @@ def _map(options: argparse.Namespace, command: str) -> None:
     from data.scenes import find_scenes
     from data.tiles import TWO_CLASSES
     from inference.confidence import SYMMETRIES, Way
-    from inference.mapping import Outlining, map_scene
-    from inference.predictor import find_run, from_run, from_weights
+    from inference.distribution import Models, connect, predict_scenes
+    from inference.mapping import Outlining, finish_map, plan_map, predict_map
+    from inference.predictor import find_run
     from inference.scenes import offer
-    from inference.tiles import joined_name
 
     tta = SYMMETRIES if options.tta == [] else options.tta or ()
     way = Way(tuple(tta), options.mc)
-    records = [] if options.weights else [find_run(name) for name in options.name or [options.model]]
+    names = options.name or [_stem(options.weights) if options.weights else options.model]
+    models = Models(tuple(names), options.model or "", options.weights, options.precision)
+    records = [] if options.weights else [find_run(name) for name in names]
     trained = {modality.name: tuple(modality.bands) for record in records for modality in record.modalities}
     dataset, base = _scenes(options)
     scenes = find_scenes(dataset, base, labelled=False, known=trained)
-    members = [from_run(record, options.precision) for record in records]
-    name = joined_name(members) if members else (options.name[0] if options.name else _stem(options.weights))
-    classes = members[0].classes if members else TWO_CLASSES
+    members: list[Predictor] = []
+    name = "+".join(names)
+    outlining = Outlining(
+        smallest_km2=options.smallest_km2,
+        median_px=options.median,
+        smoothing=options.smoothing,
+        divides=options.divides,
+        correlation_length_m=options.correlation_length_m,
+    )
+    plans = []
     for scene in scenes:
-        offered = offer(scene, trained, classes, name)
-        if options.weights:
-            members = [from_weights(options.model, options.weights, offered, name, options.precision)]
-        calibration = _calibrator(options, members, offered, way)
-        outlining = Outlining(
-            smallest_km2=options.smallest_km2,
-            median_px=options.median,
-            smoothing=options.smoothing,
-            divides=options.divides,
-            correlation_length_m=options.correlation_length_m,
-        )
-        result = map_scene(
+        offered = offer(scene, trained, records[0].class_list if records else TWO_CLASSES, name)
+        if options.weights or not members:
+            members = models.load(offered)
+        planned = plan_map(
             members,
             offered,
             Path("predictions") / name / scene.name,
             way=way,
-            calibration=calibration,
+            calibration=_calibrator(options, members, offered, way),
             outlining=outlining,
             overlap=options.overlap,
             batch=options.batch_size,
             keep_probs=options.probs,
-            command=command,
         )
-        print(result.text())
+        if options.scheduler:
+            plans.append(planned)
+        else:
+            print(finish_map(planned, predict_map(members, planned), command).text())
+    if options.scheduler:
+        strips = sum(len(planned.strips.missing()) for planned in plans)
+        if strips < 2:
+            print("one strip of 16 rows of windows: more than one worker makes it no faster")
+        with connect(options.scheduler, options.workers) as client:
+            for planned, rasters in predict_scenes(client, plans, models):
+                print(finish_map(planned, rasters, command).text())
 
 
 def _scenes(options: argparse.Namespace) -> tuple[DatasetFile, Path]:
@@ -364,6 +379,12 @@ def _parser() -> argparse.ArgumentParser:
     way = parser.add_argument_group("the way")
     way.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows; default: 0.5")
     way.add_argument("--batch-size", type=int, default=4, help="windows predicted at once; default: 4")
+    way.add_argument(
+        "--scheduler",
+        metavar="local|tcp://HOST:PORT",
+        help="predict strips of scenes on several workers: of this machine, or of a Dask cluster of yours",
+    )
+    way.add_argument("--workers", type=int, metavar="N", help="workers of --scheduler local; default: 2")
     way.add_argument(
         "--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="default: float32"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from evaluation.calibration import Calibrator
 from inference.confidence import Combination, Way, weights_digests
 from inference.outlines import Summary, check_sizes, write_outlines
 from inference.predictor import Predictor
-from inference.scenes import SceneOffer, ScenePrediction, SceneSource, build_overviews, plain, predict_scene
+from inference.scenes import (
+    SceneOffer,
+    ScenePlan,
+    ScenePrediction,
+    SceneSource,
+    build_overviews,
+    plain,
+    plan_scene,
+    predict_planned,
+)
 from inference.sliding import Floats
 from inference.tiles import joined_name
 from inference.topology import Smoothing
@@ -85,7 +94,34 @@ class Mapped:
         }
 
 
-def map_scene(
+@dataclass(frozen=True)
+class Finish:
+    """Turns probabilities `(h, w, K)` into those of each class, calibrated if there is a `calibrator`, and labels."""
+
+    calibrator: Calibrator | None = None
+
+    def __call__(self, probs: Floats) -> tuple[Floats, NDArray[np.uint8]]:
+        """Return probabilities of every class `(h, w, K)` and labels `(h, w)`."""
+        every, labels = plain(probs)
+        return (per_class(np.asarray(self.calibrator(probs), np.float32)) if self.calibrator else every), labels
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """A scene that is to be mapped: its strips, and what is to become of them; see `plan_map`."""
+
+    name: str
+    offered: SceneOffer
+    way: Way
+    strips: ScenePlan
+    finish: Finish
+    outlining: Outlining
+    correlation_length_m: float | None
+    keep_probs: bool
+    facts: Mapping[str, Any]
+
+
+def plan_map(
     members: Sequence[Predictor],
     offered: SceneOffer,
     folder: Path,
@@ -96,9 +132,8 @@ def map_scene(
     overlap: float = 0.5,
     batch: int = 4,
     keep_probs: bool = False,
-    command: str = "",
-) -> Mapped:
-    """Predict a scene with one run or an ensemble and write rasters, outlines and a summary into `folder`.
+) -> MapPlan:
+    """Check everything that can be checked before hours of prediction, and divide a scene into strips.
 
     Args:
         members: The run or runs.
@@ -110,19 +145,14 @@ def map_scene(
         overlap: Share of a window that its neighbour has, too, 0 … 1 exclusive.
         batch: Windows predicted at once.
         keep_probs: Whether the probabilities of all classes are kept.
-        command: The command, to be noted.
 
     Raises:
-        UserError: If runs do not go together or do not suit the scene, a raster can't be read, or nothing can be
-            written.
+        UserError: If runs do not go together or do not suit the scene, or an option is impossible.
     """
     outlining = outlining or Outlining()
-    check_sizes(
-        outlining.smallest_km2, outlining.smallest_km2, outlining.median_px, outlining.correlation_length_m
-    )  # before hours of prediction, not after
+    check_sizes(outlining.smallest_km2, outlining.smallest_km2, outlining.median_px, outlining.correlation_length_m)
     scene, classes = offered.scene, members[0].classes
     model = Combination(members, offered, way)
-    source = SceneSource(scene, model.input_sets(scene.region))
     name = joined_name(members)
     facts: dict[str, Any] = {
         "run": name,
@@ -134,29 +164,37 @@ def map_scene(
         "calibration": calibration.map.model_dump(mode="json") if calibration else None,
         "precision": members[0].described.get("precision", ""),
     }
-
-    def finish(probs: Floats) -> tuple[Floats, NDArray[np.uint8]]:
-        every, labels = plain(probs)
-        return (per_class(np.asarray(calibration.map(probs), np.float32)) if calibration else every), labels
-
-    # With more than two classes the confidence alone does not say how the rest is shared, which areas need.
-    probs_needed = keep_probs or len(classes) > 2
-    rasters = predict_scene(
-        model,
-        source,
+    strips = plan_scene(
+        SceneSource(scene, model.input_sets(scene.region)),
         folder,
         classes=classes,
         num_outputs=model.num_outputs,
         patch=model.patch_size,
         overlap=overlap,
         batch=batch,
-        keep_probs=probs_needed,
+        # With more than two classes the confidence alone does not say how the rest is shared, which areas need.
+        keep_probs=keep_probs or len(classes) > 2,
         described=facts,
-        finish=finish,
     )
     length = outlining.correlation_length_m
     if length is None and calibration is not None:
         length = calibration.correlation_length_m
+    finish = Finish(calibration.map if calibration else None)
+    return MapPlan(name, offered, way, strips, finish, outlining, length, keep_probs, facts)
+
+
+def predict_map(members: Sequence[Predictor], planned: MapPlan) -> ScenePrediction:
+    """Predict the missing strips of a scene in this process and make its rasters."""
+    return predict_planned(Combination(members, planned.offered, planned.way), planned.strips, planned.finish)
+
+
+def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") -> Mapped:
+    """Write outlines and a summary of a scene beside its rasters.
+
+    Raises:
+        UserError: If a raster can't be read, or nothing can be written.
+    """
+    scene, outlining, folder = planned.strips.scene, planned.outlining, planned.strips.folder
     dem = scene.sources.get("dem")
     heights = dem.rasters[0] if dem is not None and len(dem.rasters) == 1 else None
     if dem is not None and heights is None and dem.rasters:
@@ -164,7 +202,7 @@ def map_scene(
     outlines = write_outlines(
         rasters.labels,
         folder / "outlines.gpkg",
-        classes,
+        planned.strips.classes,
         confidence=rasters.confidence,
         probs=rasters.probs,
         dem=heights,
@@ -173,15 +211,15 @@ def map_scene(
         smallest_hole_km2=outlining.smallest_km2,
         median_px=outlining.median_px,
         smoothing=outlining.smoothing,
-        correlation_length_m=length,
+        correlation_length_m=planned.correlation_length_m,
         src_date=scene.date,
-        described=f"{scene.name}, mapped by {name}; {command}",
+        described=f"{scene.name}, mapped by {planned.name}; {command}",
     )
     for path in (rasters.labels, rasters.confidence):
         build_overviews(path)
-    if rasters.probs is not None and not keep_probs:
+    if rasters.probs is not None and not planned.keep_probs:
         rasters.probs.unlink()
     mapped = Mapped(scene.name, folder, scene.grid.height * scene.grid.width, rasters, outlines)
     with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(mapped.to_json() | facts | {"command": command}, indent=1))
+        temporary.write_text(json.dumps(mapped.to_json() | planned.facts | {"command": command}, indent=1))
     return mapped

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,89 @@ class ScenePrediction:
     resumed: int
 
 
+@dataclass(frozen=True)
+class StripSettings:
+    """What the strips of a scene have in common; see `predict_scene`. `stride`: distance of windows in pixels."""
+
+    num_outputs: int
+    patch: int
+    stride: int
+    batch: int
+    keep_probs: bool
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """A scene that is to be predicted strip by strip.
+
+    `parts`: the strips. `work`: the folder that they are kept in. `folder`: where the rasters go. `facts`: what those
+    say of their making.
+    """
+
+    scene: Scene
+    parts: tuple[Piece, ...]
+    work: Path
+    folder: Path
+    classes: tuple[ClassInfo, ...]
+    settings: StripSettings
+    facts: Mapping[str, Any]
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the strips that are not finished."""
+        return [number for number in range(len(self.parts)) if not is_finished(self.work, number)]
+
+    def windows(self, number: int) -> int:
+        """Return how many windows a strip is blended of."""
+        columns = starts(self.scene.grid.width, self.settings.patch, self.settings.stride)
+        return len(self.parts[number].tops) * len(columns)
+
+
+def plan_scene(
+    source: SceneSource,
+    folder: Path,
+    *,
+    classes: Sequence[ClassInfo],
+    num_outputs: int,
+    patch: int,
+    overlap: float,
+    batch: int,
+    keep_probs: bool,
+    described: Mapping[str, Any] | None = None,
+) -> ScenePlan:
+    """Divide a scene into strips, and make its working folder or take up the one of an earlier start.
+
+    The arguments are those of `predict_scene`.
+
+    Raises:
+        UserError: If the overlap or the number of windows at once is impossible.
+    """
+    stride = stride_of(patch, overlap, batch)
+    work = folder / ".unfinished"
+    facts = dict(described or {}) | {"overlap": overlap, "batch": batch, "patch": patch, "probs": keep_probs}
+    _open_work(work, source.scene, facts)
+    settings = StripSettings(num_outputs, patch, stride, batch, keep_probs)
+    parts = tuple(pieces(source, patch, stride, ROWS))
+    return ScenePlan(source.scene, parts, work, folder, tuple(classes), settings, facts)
+
+
+def finish_scene(planned: ScenePlan, predicted: int, windows: int, began: float) -> ScenePrediction:
+    """Make the rasters of a scene's finished strips and remove its working folder.
+
+    Args:
+        planned: The scene.
+        predicted: How many strips were predicted in this run.
+        windows: How many windows those had.
+        began: When, by `time.perf_counter`.
+    """
+    keep_probs = planned.settings.keep_probs
+    result = assemble(
+        planned.work, planned.parts, planned.scene, planned.folder, planned.classes, keep_probs, planned.facts
+    )
+    shutil.rmtree(planned.work)
+    seconds = time.perf_counter() - began
+    return ScenePrediction(*result, windows, seconds, len(planned.parts) - predicted)
+
+
 def predict_scene(
     predict: Predict,
     source: SceneSource,
@@ -245,14 +329,20 @@ def predict_scene(
     Raises:
         UserError: If a raster can't be read, or the model returns anything but numbers.
     """
-    stride = stride_of(patch, overlap, batch)
-    work = folder / ".unfinished"
-    facts = dict(described or {}) | {"overlap": overlap, "batch": batch, "patch": patch, "probs": keep_probs}
-    _open_work(work, source.scene, facts)
-    parts = pieces(source, patch, stride, ROWS)
-    missing = [number for number in range(len(parts)) if not _done(work, number).is_file()]
-    columns = len(starts(source.width, patch, stride))
-    windows = sum(len(parts[number].tops) for number in missing) * columns
+    planned = plan_scene(
+        source, folder, classes=classes, num_outputs=num_outputs, patch=patch, overlap=overlap, batch=batch,
+        keep_probs=keep_probs, described=described,
+    )  # fmt: skip
+    return predict_planned(predict, planned, finish or plain)
+
+
+def predict_planned(
+    predict: Predict, planned: ScenePlan, finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]]
+) -> ScenePrediction:
+    """Predict the missing strips of a scene one after another, and make its rasters; see `predict_scene`."""
+    batch = planned.settings.batch
+    missing = planned.missing()
+    windows = sum(planned.windows(number) for number in missing)
     began = time.perf_counter()
     bar = progress(range(windows), "predict", total=windows, unit="window")
     steps = iter(bar)
@@ -264,15 +354,9 @@ def predict_scene(
         return predicted
 
     for number in missing:
-        predict_strip(
-            counted, parts[number], work, number, num_outputs=num_outputs, patch=patch, stride=stride, batch=batch,
-            keep_probs=keep_probs, finish=finish or plain,
-        )  # fmt: skip
+        predict_strip(counted, planned.parts[number], planned.work, number, planned.settings, finish)
     bar.close()
-    result = assemble(work, parts, source.scene, folder, classes, keep_probs, facts)
-    shutil.rmtree(work)
-    seconds = time.perf_counter() - began
-    return ScenePrediction(*result, windows, seconds, len(parts) - len(missing))
+    return finish_scene(planned, len(missing), windows, began)
 
 
 def plain(probs: Floats) -> tuple[Floats, NDArray[np.uint8]]:
@@ -288,12 +372,7 @@ def predict_strip(
     piece: Piece,
     work: Path,
     number: int,
-    *,
-    num_outputs: int,
-    patch: int,
-    stride: int,
-    batch: int,
-    keep_probs: bool,
+    settings: StripSettings,
     finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]],
 ) -> None:
     """Predict one strip of a scene into the working folder; a strip with its note is finished.
@@ -304,29 +383,36 @@ def predict_strip(
     shape = (piece.bottom - piece.top, piece.source.width)
     layers: dict[str, np.memmap[Any, Any]] = {}
     remove_leftovers(*(_layer(work, number, name) for name in ("labels", "confidence", "probs")))
-    for rows in blend_rows(predict, [piece], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch):
-        if not np.isfinite(rows.probs).all():
-            raise UserError(
-                "the model returned values that are not numbers: its weights are damaged, or the precision is too low "
-                "for them (try --precision float32)"
-            )
-        probs, labels = finish(rows.probs)
-        of_label = np.take_along_axis(probs, labels[..., None].astype(np.intp), axis=-1)[..., 0]
-        found: dict[str, NDArray[Any]] = {
-            "labels": np.where(rows.seen, labels, np.uint8(IGNORE)),
-            "confidence": _stored(of_label, rows.seen),
-        }
-        if keep_probs:
-            found["probs"] = _stored(probs, rows.seen[..., None])
-        first = rows.top - piece.top
-        for name, values in found.items():
-            if name not in layers:
-                layers[name] = np.lib.format.open_memmap(
-                    _layer(work, number, name), "w+", values.dtype, (*shape, *values.shape[2:])
+    with ExitStack() as whole:  # a worker that is given up, but goes on, must not write into another's strip
+        for rows in blend_rows(
+            predict,
+            [piece],
+            patch=settings.patch,
+            num_outputs=settings.num_outputs,
+            stride=settings.stride,
+            batch=settings.batch,
+        ):
+            if not np.isfinite(rows.probs).all():
+                raise UserError(
+                    "the model returned values that are not numbers: its weights are damaged, or the precision is too "
+                    "low for them (try --precision float32)"
                 )
-            layers[name][first : first + len(values)] = values
-    for layer in layers.values():
-        layer.flush()
+            probs, labels = finish(rows.probs)
+            of_label = np.take_along_axis(probs, labels[..., None].astype(np.intp), axis=-1)[..., 0]
+            found: dict[str, NDArray[Any]] = {
+                "labels": np.where(rows.seen, labels, np.uint8(IGNORE)),
+                "confidence": _stored(of_label, rows.seen),
+            }
+            if settings.keep_probs:
+                found["probs"] = _stored(probs, rows.seen[..., None])
+            first = rows.top - piece.top
+            for name, values in found.items():
+                if name not in layers:
+                    path = whole.enter_context(replacing(_layer(work, number, name)))
+                    layers[name] = np.lib.format.open_memmap(path, "w+", values.dtype, (*shape, *values.shape[2:]))
+                layers[name][first : first + len(values)] = values
+        while layers:
+            layers.popitem()[1].flush()
     with replacing(_done(work, number)) as temporary:
         temporary.write_text(json.dumps({"top": piece.top, "bottom": piece.bottom}))
 
@@ -417,7 +503,7 @@ def _open_work(work: Path, scene: Scene, facts: Mapping[str, Any]) -> None:
     plan = json.dumps([_FORMAT, facts, asdict(scene.grid), states, ROWS], sort_keys=True, default=str)
     digest = hashlib.sha256(plan.encode()).hexdigest()
     stored = work / "plan.txt"
-    if work.is_dir() and not (stored.is_file() and stored.read_text() == digest):
+    if work.is_dir() and plan_digest(work) != digest:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     if not stored.is_file():
@@ -427,6 +513,17 @@ def _open_work(work: Path, scene: Scene, facts: Mapping[str, Any]) -> None:
 
 def _layer(work: Path, number: int, name: str) -> Path:
     return work / f"{number:05d}-{name}.npy"
+
+
+def is_finished(work: Path, number: int) -> bool:
+    """Return whether a strip is in the working folder."""
+    return _done(work, number).is_file()
+
+
+def plan_digest(work: Path) -> str:
+    """Return what tells a working folder from another's; empty where there is none."""
+    stored = work / "plan.txt"
+    return stored.read_text() if stored.is_file() else ""
 
 
 def _done(work: Path, number: int) -> Path:
