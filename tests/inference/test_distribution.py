@@ -104,7 +104,7 @@ def in_one_process(here: Path, *arguments: str) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("way", [[], ["--tta", "rot90", "--mc", "2", "--probs"]])
+@pytest.mark.parametrize("way", [[], ["--mc", "2", "--probs"]])
 def test_scenes_are_the_same_bytes_as_in_one_process(
     way: list[str], here: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,10 +119,13 @@ def test_scenes_are_the_same_bytes_as_in_one_process(
         assert not (here / "predictions" / "r" / scene / ".unfinished").exists()
 
 
-def test_a_worker_that_is_killed_midway_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_killed_midway_changes_nothing(
+    here: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scenes, "ROWS", 1)
     expected = in_one_process(here, "scenes.yaml")
-    killed: list[tuple[int, int]] = []
+    workers = set(cluster.run(os.getpid).values())
+    killed: list[int] = []
 
     def kill() -> None:
         """End a worker by SIGKILL while it writes a strip, as soon as another is finished."""
@@ -131,18 +134,18 @@ def test_a_worker_that_is_killed_midway_changes_nothing(here: Path, monkeypatch:
             names = [path.name for work in works for path in work.glob(".*.npy")]
             finished = sum(len(list(work.glob("0*.json"))) for work in works)
             pids = {int(found[1]) for name in names if (found := re.match(r"\.(\d+)-\d+\.\d+-labels", name))}
-            if finished and pids - {os.getpid()}:
-                os.kill(pids.pop(), signal.SIGKILL)
-                killed.append((pids and 0 or 1, finished))
+            if finished and pids & workers:
+                os.kill((pids & workers).pop(), signal.SIGKILL)
+                killed.append(finished)
             time.sleep(0.001)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    predict.main(["-n", "r", "scenes.yaml", "--scheduler", "local", "--workers", "2"])
-    thread.join(timeout=10)
-    assert killed and killed[0][1] < 20
-    assert rasters(here) == expected
-    assert not list((here / "predictions").rglob(".*npy"))
+    predict.main(["-n", "r", "scenes.yaml", "--scheduler", cluster.scheduler.address])
+    killed = killed or [0]  # ends the thread
+    assert 0 < killed[0] < 20 and rasters(here) == expected
+    cluster.wait_for_workers(2, timeout=120)
+    assert len(workers - set(cluster.run(os.getpid).values())) == 1
 
 
 def test_an_interrupted_prediction_goes_on_on_a_cluster(
