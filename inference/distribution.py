@@ -209,7 +209,7 @@ def predict_scenes(
                 yield planned, finish_scene(planned.strips, 0, 0, began)
         for _ in range(len(futures)):
             future = _next(client, ended)
-            index, number = where[future.key]
+            index, number = where[str(future.key)]
             _check(future, f"scene {plans[index].offered.scene.name}, strip {number}")
             bar.update(plans[index].strips.windows(number))
             left[index] -= 1
@@ -229,7 +229,7 @@ def _next(client: Client, ended: queue.Queue[Future]) -> Future:
             return ended.get(timeout=_LOOK_S)
         except queue.Empty:
             if not told and client.status == "running" and not client.nthreads():
-                warn(f"{client.scheduler.address} has no workers: waiting for them")
+                warn(f"{client.scheduler_info()['address']} has no workers: waiting for them")
                 told = True
 
 

@@ -221,5 +221,5 @@ def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") ->
         rasters.probs.unlink()
     mapped = Mapped(scene.name, folder, scene.grid.height * scene.grid.width, rasters, outlines)
     with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(mapped.to_json() | planned.facts | {"command": command}, indent=1))
+        temporary.write_text(json.dumps({**mapped.to_json(), **planned.facts, "command": command}, indent=1))
     return mapped
