@@ -261,10 +261,11 @@ def swapped_bands(survey: Survey) -> Iterator[Finding]:
     The second rule needs bands in one unit: snow and ice are bright up to the near infrared and dark in the shortwave
     infrared; the brightest pixels of a glacier scene that say the reverse have it exchanged.
 
-    Measured on eight synthetic sets of six bands, blue, green, red, swir1 of Landsat 8 (digital numbers), and blue to
-    nir of Landsat 7 (8 bits): right names are never doubted. Every exchange of a visible or near infrared band with a
-    shortwave infrared one is found, and blue–red, green–nir and red–nir; blue–nir and blue–green with six bands only,
-    green–red in half of the sets (not where there are plants), swir1–swir2 never.
+    Measured on twelve synthetic sets of six bands (four of them had no part in choosing the margin), blue, green, red,
+    swir1 of Landsat 8 (digital numbers), and blue to nir of Landsat 7 (8 bits): right names are never doubted. Every
+    exchange of a visible or near infrared band with a shortwave infrared one is found, and blue–red, green–nir and
+    red–nir; blue–nir and blue–green with six bands only, green–red in half of the sets (not where there are plants),
+    swir1–swir2 never.
     """
     for split in survey.splits:
         for modality, names in split.bands.items():
