@@ -188,7 +188,7 @@ def _map(options: argparse.Namespace, command: str) -> None:
             print(finish_map(planned, predict_map(members, planned), command).text())
     if options.scheduler:
         strips = sum(len(planned.strips.missing()) for planned in plans)
-        if strips < 2:
+        if strips == 1:
             print("one strip of 16 rows of windows: more than one worker makes it no faster")
         with connect(options.scheduler, options.workers) as client:
             for planned, rasters in predict_scenes(client, plans, models):
