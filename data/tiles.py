@@ -915,8 +915,8 @@ def _storage(key: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return how HDF5 stores an array of a tile; docs/performance.md has what that was chosen by.
 
     Arrays are in chunks, equal parts of `CHUNK` pixels at most, with all bands of their pixels: of a large tile the
-    disk is asked for the patch and little else. Labels are compressed to nearly nothing, at nearly no cost; floats are
-    not: that would make reading them ten times as long to save a quarter.
+    disk is asked for the patch and little else. Labels are compressed to nearly nothing, at little cost; floats are
+    not: reading them would take several times as long, to save a quarter.
     """
     sides = tuple(-(-length // -(-length // CHUNK)) for length in shape[:2])
     compressed = {"compression": "gzip", "compression_opts": 1} if key in RESERVED else {}
