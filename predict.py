@@ -81,25 +81,30 @@ def main(arguments: list[str]) -> None:
     from data.predictions import path_of
     from data.tiles import TileFile, describe_absent, select
     from inference.confidence import SYMMETRIES, Way
+    from inference.engines import Engine
     from inference.predictor import find_run
-    from inference.tiles import joined_name, predict_file
+    from inference.tiles import choose_engines_for, joined_name, predict_file
 
     started = time.monotonic()
     tta = SYMMETRIES if options.tta == [] else options.tta or ()
     way = Way(tuple(tta), options.mc)
+    engine = Engine(options.engine, options.precision)
     records = [] if options.weights else [find_run(name) for name in options.name or [options.model]]
     dataset = _dataset(options.data, records)
     with TileFile(dataset.path(options.split or ("val" if options.calibrate else "test"))) as source:
         names = select(source, options.regions)
-        members = _members(options, records, source)
+        members = _members(options, records, source, engine.of_keras)
         name = joined_name(members)
         print(
             f"{name}: {len(names)} tiles of {source.path}, patches of {members[0].patch_size} pixels, "
-            f"{options.precision}{f', {way}' if str(way) else ''}"
+            f"{engine.of_keras}{f', {way}' if str(way) else ''}"
         )
         modalities = dict.fromkeys(modality for member in members for modality in member.modalities)
         if absent := describe_absent(source, names, list(modalities)):
             print(absent)
+        members = choose_engines_for(
+            members, source, names, engine, way=way, overlap=options.overlap, batch=options.batch_size
+        )
         if options.calibrate:
             target = _calibrate(options, members, source, names, way)
         else:
@@ -145,6 +150,7 @@ def _map(options: argparse.Namespace, command: str) -> None:
     from data.tiles import TWO_CLASSES
     from inference.confidence import SYMMETRIES, Way
     from inference.distribution import Models, connect, predict_scenes
+    from inference.engines import Engine
     from inference.mapping import Outlining, finish_map, plan_map, predict_map
     from inference.predictor import find_run
     from inference.scenes import offer
@@ -152,7 +158,8 @@ def _map(options: argparse.Namespace, command: str) -> None:
     tta = SYMMETRIES if options.tta == [] else options.tta or ()
     way = Way(tuple(tta), options.mc)
     names = options.name or [_stem(options.weights) if options.weights else options.model]
-    models = Models(tuple(names), options.model or "", options.weights, options.precision)
+    engine = Engine(options.engine, options.precision)
+    models = Models(tuple(names), options.model or "", options.weights, engine.of_keras)
     records = [] if options.weights else [find_run(name) for name in names]
     trained = {modality.name: tuple(modality.bands) for record in records for modality in record.modalities}
     dataset, base = _scenes(options)
@@ -181,11 +188,12 @@ def _map(options: argparse.Namespace, command: str) -> None:
             overlap=options.overlap,
             batch=options.batch_size,
             keep_probs=options.probs,
+            engine=engine,
         )
         if options.scheduler:
             plans.append(planned)
         else:
-            print(finish_map(planned, predict_map(members, planned), command).text())
+            print(finish_map(planned, predict_map(planned), command).text())
     if options.scheduler:
         strips = sum(len(planned.strips.missing()) for planned in plans)
         if strips == 1:
@@ -250,18 +258,20 @@ def _dataset(data: str | None, records: Sequence[Record]) -> Dataset:
     return find_dataset(data or next(iter(folders.values()), None))
 
 
-def _members(options: argparse.Namespace, records: Sequence[Record], source: TileFile) -> list[Predictor]:
+def _members(
+    options: argparse.Namespace, records: Sequence[Record], source: TileFile, precision: str
+) -> list[Predictor]:
     """Return the models, ready to predict `source`."""
     from inference.predictor import check_tiles, from_run, from_weights
 
     for record in records:
         check_tiles(source.choose(record.chosen_bands), record.name, record.inputs, record.class_list)
     if records:
-        return [from_run(record, options.precision) for record in records]
+        return [from_run(record, precision) for record in records]
     name = options.name[0] if options.name else _stem(options.weights)
     if Path(name).name != name:
         raise UserError(f"-n is the name of a folder in predictions/, without slashes, received {name!r}")
-    return [from_weights(options.model, options.weights, source, name, options.precision)]
+    return [from_weights(options.model, options.weights, source, name, precision)]
 
 
 def _calibrate(
@@ -386,7 +396,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     way.add_argument("--workers", type=int, metavar="N", help="workers of --scheduler local; default: 2")
     way.add_argument(
-        "--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="default: float32"
+        "--engine",
+        choices=["auto", "keras", "openvino"],
+        default="auto",
+        help="what runs the model: Keras on its backend, or an exported copy, which is compared with Keras first; "
+        "auto: on CPUs the copy where there is much to predict",
+    )
+    way.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        help="default: float32; of an exported copy, bfloat16 where the processor computes in it",
     )
     confidence = parser.add_argument_group("confidence")
     confidence.add_argument(

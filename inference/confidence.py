@@ -272,9 +272,7 @@ class Ensemble:
         """Return the probabilities `(N, P, P, K)` of a batch, as many as the predictor with most has."""
         total: Floats | None = None
         for predict, number in zip(self._predicts, self._shared, strict=True):
-            prefix = f"{number}/"
-            own = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-            probs = np.asarray(predict(own), np.float32)
+            probs = np.asarray(predict(_own(batch, number)), np.float32)
             if total is None:
                 total = np.array(probs)
                 continue
@@ -284,6 +282,12 @@ class Ensemble:
         assert total is not None
         total /= len(self._predicts)
         return total
+
+
+def _own(batch: Mapping[str, Floats], number: int) -> dict[str, Floats]:
+    """Return what the batch of an ensemble holds for the runs that read as number `number` does."""
+    prefix = f"{number}/"
+    return {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
 
 
 class Combination:
@@ -323,6 +327,10 @@ class Combination:
     def __call__(self, batch: Mapping[str, Floats]) -> NDArray[np.floating]:
         """Return the probabilities `(N, P, P, K)` of a batch of patches."""
         return self._predict(dict(batch))
+
+    def by_member(self, batch: Mapping[str, Floats]) -> list[dict[str, Floats]]:
+        """Return what each run is given of a batch."""
+        return [dict(batch)] if len(self._members) == 1 else [_own(batch, number) for number in self._shared]
 
     def inputs(self, info: TileInfo) -> dict[str, Floats]:
         """Read a tile; return scaled `(H, W, C)` and vectors `(L,)`, what runs read alike once."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from console import UserError, import_keras, progress, warn
 from inference.confidence import Combination, Way, weights_digests
+from inference.engines import use
 from inference.mapping import Finish, MapPlan
 from inference.predictor import find_run, from_run, from_weights
 from inference.scenes import (
@@ -84,13 +85,15 @@ class Task:
     """All that a worker needs to predict a strip.
 
     `folder`: the current directory of who asks, which paths are relative to. `digests`: SHA-256 of the weights by run.
-    `plan`: what the working folder `work` is known by. `patience_s`: how long a file system may take to show it.
+    `engines`: what predicts, run by run (`Predictor.engine_name`). `plan`: what the working folder `work` is known by.
+    `patience_s`: how long a file system may take to show it.
     """
 
     folder: Path
     backend: str
     models: Models
     digests: Mapping[str, str]
+    engines: tuple[str, ...]
     offered: SceneOffer
     way: Way
     finish: Finish
@@ -196,8 +199,9 @@ def predict_scenes(
             work = folder / strips.work
             for number in numbers:
                 task = Task(
-                    folder, backend, models, planned.facts["weights"], planned.offered, planned.way, planned.finish,
-                    strips.settings, work, plan_digest(work), strips.parts[number], number, PATIENCE_S,
+                    folder, backend, models, planned.facts["weights"], tuple(planned.facts["engine"]), planned.offered,
+                    planned.way, planned.finish, strips.settings, work, plan_digest(work), strips.parts[number], number,
+                    PATIENCE_S,
                 )  # fmt: skip
                 key = f"strip-{run}-{index}-{number}"
                 where[key] = index, number
@@ -331,7 +335,7 @@ def _load(task: Task) -> Combination:
             f"workers with KERAS_BACKEND={task.backend}"
         )
     runs = (task.models, task.digests, task.folder, task.offered if task.models.weights else None)
-    key = (runs, task.offered, task.way)
+    key = (runs, task.engines, task.offered, task.way)
     if _model is None or _model[0] != key:
         with contextlib.redirect_stderr(io.StringIO()):  # who asks has been warned
             if _members is None or _members[0] != runs:
@@ -342,5 +346,6 @@ def _load(task: Task) -> Combination:
                         f"{task.folder}: all machines need the same files"
                     )
                 _members = runs, members
-            _model = key, Combination(_members[1], task.offered, task.way)
+            members = [use(member, engine) for member, engine in zip(_members[1], task.engines, strict=True)]
+            _model = key, Combination(members, task.offered, task.way)
     return _model[1]

@@ -15,6 +15,7 @@ from console import replacing, warn
 from data.predictions import per_class
 from evaluation.calibration import Calibrator
 from inference.confidence import Combination, Way, weights_digests
+from inference.engines import Engine, choose_engines
 from inference.outlines import Summary, check_sizes, write_outlines
 from inference.predictor import Predictor
 from inference.scenes import (
@@ -119,6 +120,7 @@ class MapPlan:
     correlation_length_m: float | None
     keep_probs: bool
     facts: Mapping[str, Any]
+    members: Sequence[Predictor]
 
 
 def plan_map(
@@ -132,6 +134,7 @@ def plan_map(
     overlap: float = 0.5,
     batch: int = 4,
     keep_probs: bool = False,
+    engine: Engine | None = None,
 ) -> MapPlan:
     """Check everything that can be checked before hours of prediction, and divide a scene into strips.
 
@@ -145,6 +148,7 @@ def plan_map(
         overlap: Share of a window that its neighbour has, too, 0 … 1 exclusive.
         batch: Windows predicted at once.
         keep_probs: Whether the probabilities of all classes are kept.
+        engine: What predicts; Keras by default.
 
     Raises:
         UserError: If runs do not go together or do not suit the scene, or an option is impossible.
@@ -153,6 +157,8 @@ def plan_map(
     check_sizes(outlining.smallest_km2, outlining.smallest_km2, outlining.median_px, outlining.correlation_length_m)
     scene, classes = offered.scene, members[0].classes
     model = Combination(members, offered, way)
+    source = SceneSource(scene, model.input_sets(scene.region))
+    members = choose_engines(members, model, [source], engine or Engine("keras"), way=way, overlap=overlap, batch=batch)
     name = joined_name(members)
     facts: dict[str, Any] = {
         "run": name,
@@ -163,9 +169,10 @@ def plan_map(
         "mc": way.mc,
         "calibration": calibration.map.model_dump(mode="json") if calibration else None,
         "precision": members[0].described.get("precision", ""),
+        "engine": [member.engine_name for member in members],
     }
     strips = plan_scene(
-        SceneSource(scene, model.input_sets(scene.region)),
+        source,
         folder,
         classes=classes,
         num_outputs=model.num_outputs,
@@ -180,12 +187,12 @@ def plan_map(
     if length is None and calibration is not None:
         length = calibration.correlation_length_m
     finish = Finish(calibration.map if calibration else None)
-    return MapPlan(name, offered, way, strips, finish, outlining, length, keep_probs, facts)
+    return MapPlan(name, offered, way, strips, finish, outlining, length, keep_probs, facts, members)
 
 
-def predict_map(members: Sequence[Predictor], planned: MapPlan) -> ScenePrediction:
+def predict_map(planned: MapPlan) -> ScenePrediction:
     """Predict the missing strips of a scene in this process and make its rasters."""
-    return predict_planned(Combination(members, planned.offered, planned.way), planned.strips, planned.finish)
+    return predict_planned(Combination(planned.members, planned.offered, planned.way), planned.strips, planned.finish)
 
 
 def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") -> Mapped:

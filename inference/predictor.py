@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import keras
 
     from checkpoints import Blueprint
+    from inference.engines import OpenVino
     from training.record import Record
 
 TILES = Path("tiles")
@@ -107,6 +108,8 @@ class Predictor:
         band_names: Modality → names that its bands had in training, as far as they are known.
         smallest_px: Objects of fewer pixels are cleaned away from label maps (`inference.cleaning`); None: none.
         described: What else a prediction file says of its making.
+        engine: What predicts instead of the Keras model, see `inference.engines`; None: that model itself.
+        exports: Copies of the model for other engines that were made already, by the engine's name.
     """
 
     name: str
@@ -120,6 +123,13 @@ class Predictor:
     band_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     smallest_px: int | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    engine: OpenVino | None = None
+    exports: dict[str, OpenVino] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def engine_name(self) -> str:
+        """What predicts: `keras`, or another engine and its precision."""
+        return self.engine.name if self.engine else "keras"
 
     @property
     def num_outputs(self) -> int:
@@ -128,6 +138,8 @@ class Predictor:
 
     def __call__(self, batch: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return the probabilities `(N, P, P, K)` of a batch of patches by modality."""
+        if self.engine:
+            return self.engine(batch)
         return np.asarray(self.model.predict_on_batch(dict(batch))["output"], np.float32)
 
     def inputs(self, source: TileFile, info: TileInfo, statistics: Statistics | None) -> dict[str, NDArray[np.float32]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from console import UserError
 from data.normalisation import is_absent
-from data.windows import Window, starts
+from data.windows import Window, grid, starts
 
 Floats = NDArray[np.float32]
 Predict = Callable[[dict[str, Floats]], NDArray[np.floating]]
@@ -120,6 +120,36 @@ def pieces(source: Source, patch: int, stride: int, rows: int) -> list[Piece]:
     return found
 
 
+def stacked(windows: Sequence[Mapping[str, Floats]], patch: int, batch: int) -> dict[str, Floats]:
+    """Return windows as a batch of `batch` patches by input: padded behind, and with zeros where there are fewer.
+
+    Args:
+        windows: At least one: what lies in it, `(h, w, C)` with sides of at most `patch`, and vectors `(L,)`.
+        patch: Side of a patch in pixels.
+        batch: Number of patches, at least that of the windows.
+    """
+    patches = {
+        name: np.zeros((batch, *((patch, patch) if array.ndim == 3 else ()), array.shape[-1]), np.float32)
+        for name, array in windows[0].items()
+    }
+    for row, inputs in enumerate(windows):
+        for name, array in inputs.items():
+            patches[name][row][tuple(map(slice, array.shape))] = array
+            if array.ndim == 3 and is_absent(array):
+                patches[name][row] = np.nan
+    return patches
+
+
+def sample(sources: Sequence[Source], patch: int, count: int) -> dict[str, Floats]:
+    """Return at most `count` windows as a batch of patches by input: of some that are evenly spread, the most seen."""
+    places = [(source, window) for source in sources for window in grid(source.height, source.width, patch, patch)]
+    drawn = np.unique(np.linspace(0, len(places) - 1, min(len(places), 3 * count)).astype(int))
+    read = [places[index][0].read(places[index][1]) for index in drawn]
+    read.sort(key=lambda one: -int(one[1].sum()))
+    kept = [inputs for inputs, _ in read[:count]]
+    return stacked(kept, patch, len(kept))
+
+
 def blend(
     predict: Predict,
     inputs: Mapping[str, Floats],
@@ -193,16 +223,7 @@ def blend_rows(
     waiting: list[tuple[_Strip, Window, Mapping[str, Floats], NDArray[np.bool_]]] = []
 
     def run() -> None:
-        stacked = {
-            name: np.zeros((batch, *((patch, patch) if array.ndim == 3 else ()), array.shape[-1]), np.float32)
-            for name, array in waiting[0][2].items()
-        }
-        for row, (_, _, inputs, _) in enumerate(waiting):
-            for name, array in inputs.items():
-                stacked[name][row][tuple(map(slice, array.shape))] = array
-                if array.ndim == 3 and is_absent(array):
-                    stacked[name][row] = np.nan
-        predicted = np.asarray(predict(stacked), np.float32)
+        predicted = np.asarray(predict(stacked([inputs for _, _, inputs, _ in waiting], patch, batch)), np.float32)
         for (strip, window, _, seen), probabilities in zip(waiting, predicted, strict=False):
             strip.add(window, probabilities, weights, seen)
         waiting.clear()

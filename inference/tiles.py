@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from console import UserError, progress
 from data.grids import Grid
 from data.predictions import PredictionWriter, per_class
 from data.tiles import IGNORE, TileFile, TileInfo
-from data.windows import grid
+from data.windows import Window, grid
 from evaluation import calibration
 from inference.areas import correlation_length_m, pixel_size_m
 from inference.cleaning import remove_small
 from inference.confidence import Combination, Way, weights_digests
+from inference.engines import Engine, choose_engines
 from inference.predictor import Offer, Predictor
-from inference.sliding import blend_all, stride_of
+from inference.sliding import ArraySource, blend_all, stride_of
 
 PLAIN = Way()
 
@@ -78,6 +80,7 @@ def predict_file(
     described = [
         {
             **member.described,
+            "engine": member.engine_name,
             "modalities": member.modalities,
             "statistics": statistics.to_json() if statistics else None,
         }
@@ -93,6 +96,39 @@ def predict_file(
         tiles = zip(infos, blended, strict=True)
         for info, probs in progress(tiles, "predict", total=len(infos), unit="tile"):
             writer.add(info, probs, source.mask(info.name), source.valid(info.name), clean, calibrate)
+
+
+def choose_engines_for(
+    members: Sequence[Predictor],
+    source: TileFile,
+    names: Sequence[str],
+    engine: Engine,
+    *,
+    way: Way = PLAIN,
+    overlap: float = 0.5,
+    batch: int = 4,
+) -> list[Predictor]:
+    """Return the runs with what is to predict the tiles `names`; see `inference.engines.choose_engines`."""
+    model = Combination(members, source, way)
+
+    @dataclass(frozen=True)
+    class Tile:
+        info: TileInfo
+
+        @property
+        def height(self) -> int:
+            return self.info.height
+
+        @property
+        def width(self) -> int:
+            return self.info.width
+
+        def read(self, window: Window) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.bool_]]:
+            cut, _ = ArraySource(model.inputs(self.info)).read(window)
+            return cut, source.valid(self.info.name)[window.slices].astype(bool)
+
+    tiles = [Tile(source.info(name)) for name in names]
+    return choose_engines(members, model, tiles, engine, way=way, overlap=overlap, batch=batch)
 
 
 def labelled_maps(
