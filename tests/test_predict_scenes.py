@@ -245,3 +245,19 @@ def test_scenes_without_a_place_or_cut_off_are_told(here: Path, write_raster: Wr
     with pytest.raises(UserError, match=r"optical\.tif"):
         predict.main(["-n", "r", "--optical", "hunza/optical.tif"])
     assert not list((here / "predictions").rglob("*.tif"))
+
+
+def test_an_exported_model_maps_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    save_run("r")
+    folder = here / "predictions" / "r" / "hunza"
+    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--overlap", "0.25"]
+    predict.main([*command, "--engine", "keras"])
+    confidence = read(folder / "confidence.tif")
+    assert json.loads((folder / "summary.json").read_text())["engine"] == ["keras"]
+    predict.main([*command, "--engine", "openvino", "--precision", "float32"])
+    assert json.loads((folder / "summary.json").read_text())["engine"] == ["openvino float32"]
+    assert "r: OpenVINO in float32; on 4 windows" in capsys.readouterr().out
+    seen = confidence != UNSEEN
+    apart = np.abs(read(folder / "confidence.tif")[seen].astype(float) - confidence[seen])
+    assert apart.max() <= 2  # of 10,000

@@ -104,7 +104,7 @@ def in_one_process(here: Path, *arguments: str) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("way", [[], ["--mc", "2", "--probs"]])
+@pytest.mark.parametrize("way", [["--engine", "openvino"], ["--mc", "2", "--probs"]])
 def test_scenes_are_the_same_bytes_as_in_one_process(
     way: list[str], here: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
