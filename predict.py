@@ -122,6 +122,7 @@ def main(arguments: list[str]) -> None:
                 way=way,
                 calibrate=calibrator,
                 noted={"calibration": calibrator and calibrator.model_dump(mode="json")},
+                shape=options.kernel,
             )
     print(f"wrote {target} in {time.monotonic() - started:.0f} s")
     if options.calibrate:
@@ -189,6 +190,7 @@ def _map(options: argparse.Namespace, command: str) -> None:
             batch=options.batch_size,
             keep_probs=options.probs,
             engine=engine,
+            shape=options.kernel,
         )
         if options.scheduler:
             plans.append(planned)
@@ -281,7 +283,9 @@ def _calibrate(
     from evaluation import calibration
     from inference.tiles import fit_calibration, joined_name
 
-    fitted = fit_calibration(members, source, names, way=way, overlap=options.overlap, batch=options.batch_size)
+    fitted = fit_calibration(
+        members, source, names, way=way, overlap=options.overlap, batch=options.batch_size, shape=options.kernel
+    )
     print(fitted.text())
     return calibration.save(joined_name(members), fitted)
 
@@ -298,7 +302,7 @@ def _calibrator(
         return None
     try:
         fitted = calibration.find(
-            joined_name(members), calibration.About(**about(members, source, way, options.overlap))
+            joined_name(members), calibration.About(**about(members, source, way, options.overlap, options.kernel))
         )
     except UserError as error:
         model = ["-n", *(options.name or [options.model])]
@@ -388,6 +392,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--regions", nargs="+", metavar="REGION", help="only tiles of these regions")
     way = parser.add_argument_group("the way")
     way.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows; default: 0.5")
+    way.add_argument(
+        "--kernel",
+        choices=["gaussian", "cosine"],
+        default="gaussian",
+        help="weight of a window's pixels where windows are blended [%(default)s, as published]",
+    )
     way.add_argument("--batch-size", type=int, default=4, help="windows predicted at once; default: 4")
     way.add_argument(
         "--scheduler",

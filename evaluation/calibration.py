@@ -99,6 +99,7 @@ class About(_Part):
         source: The tile file that it is fitted on.
         source_digest: Its digest.
         overlap: Share of a patch that windows have in common.
+        kernel: That they are blended by.
         precision: Of the prediction.
     """
 
@@ -109,6 +110,7 @@ class About(_Part):
     source: str
     source_digest: str
     overlap: float
+    kernel: str = "gaussian"
     precision: str
 
 

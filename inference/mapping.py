@@ -28,7 +28,7 @@ from inference.scenes import (
     plan_scene,
     predict_planned,
 )
-from inference.sliding import Floats
+from inference.sliding import Floats, Kernel
 from inference.tiles import joined_name
 from inference.topology import Smoothing
 
@@ -135,6 +135,7 @@ def plan_map(
     batch: int = 4,
     keep_probs: bool = False,
     engine: Engine | None = None,
+    shape: Kernel = "gaussian",
 ) -> MapPlan:
     """Check everything that can be checked before hours of prediction, and divide a scene into strips.
 
@@ -149,6 +150,7 @@ def plan_map(
         batch: Windows predicted at once.
         keep_probs: Whether the probabilities of all classes are kept.
         engine: What predicts; Keras by default.
+        shape: Of the kernel that windows are blended by.
 
     Raises:
         UserError: If runs do not go together or do not suit the scene, or an option is impossible.
@@ -182,6 +184,7 @@ def plan_map(
         # With more than two classes the confidence alone does not say how the rest is shared, which areas need.
         keep_probs=keep_probs or len(classes) > 2,
         described=facts,
+        shape=shape,
     )
     length = outlining.correlation_length_m
     if length is None and calibration is not None:

@@ -30,7 +30,7 @@ from data.scenes import Scene, hidden, read_source
 from data.tiles import IGNORE, ClassInfo, level_note
 from data.windows import Window, starts
 from inference.predictor import InputSet
-from inference.sliding import Floats, Piece, Predict, blend_rows, pieces, stride_of
+from inference.sliding import Floats, Kernel, Piece, Predict, blend_rows, pieces, stride_of
 
 ROWS = 16
 """Rows of windows in a strip: one more is predicted for each, so that few are cheap and none is costly to lose."""
@@ -221,6 +221,7 @@ class StripSettings:
     stride: int
     batch: int
     keep_probs: bool
+    shape: Kernel = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ def plan_scene(
     batch: int,
     keep_probs: bool,
     described: Mapping[str, Any] | None = None,
+    shape: Kernel = "gaussian",
 ) -> ScenePlan:
     """Divide a scene into strips, and make its working folder or take up the one of an earlier start.
 
@@ -271,8 +273,9 @@ def plan_scene(
     stride = stride_of(patch, overlap, batch)
     work = folder / ".unfinished"
     facts = dict(described or {}) | {"overlap": overlap, "batch": batch, "patch": patch, "probs": keep_probs}
+    facts["kernel"] = shape
     _open_work(work, source.scene, facts)
-    settings = StripSettings(num_outputs, patch, stride, batch, keep_probs)
+    settings = StripSettings(num_outputs, patch, stride, batch, keep_probs, shape)
     parts = tuple(pieces(source, patch, stride, ROWS))
     return ScenePlan(source.scene, parts, work, folder, tuple(classes), settings, facts)
 
@@ -308,6 +311,7 @@ def predict_scene(
     keep_probs: bool = False,
     described: Mapping[str, Any] | None = None,
     finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]] | None = None,
+    shape: Kernel = "gaussian",
 ) -> ScenePrediction:
     """Predict a scene into `folder/{labels,confidence}.tif`, in memory that does not grow with its height.
 
@@ -325,13 +329,14 @@ def predict_scene(
             prediction is taken up.
         finish: Turns probabilities `(h, w, K)` into calibrated ones of each class and labels; None: the probabilities
             themselves, and the most probable class.
+        shape: Of the kernel that windows are blended by.
 
     Raises:
         UserError: If a raster can't be read, or the model returns anything but numbers.
     """
     planned = plan_scene(
         source, folder, classes=classes, num_outputs=num_outputs, patch=patch, overlap=overlap, batch=batch,
-        keep_probs=keep_probs, described=described,
+        keep_probs=keep_probs, described=described, shape=shape,
     )  # fmt: skip
     return predict_planned(predict, planned, finish or plain)
 
@@ -391,6 +396,7 @@ def predict_strip(
             num_outputs=settings.num_outputs,
             stride=settings.stride,
             batch=settings.batch,
+            shape=settings.shape,
         ):
             if not np.isfinite(rows.probs).all():
                 raise UserError(

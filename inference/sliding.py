@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from data.normalisation import is_absent
 from data.windows import Window, grid, starts
 
 Floats = NDArray[np.float32]
+Kernel = Literal["gaussian", "cosine"]
 Predict = Callable[[dict[str, Floats]], NDArray[np.floating]]
 """Probabilities `(N, P, P, K)` of a batch by input: patches `(N, P, P, C)`, and vectors `(N, L)`."""
 
@@ -79,9 +80,19 @@ class Rows:
     seen: NDArray[np.bool_]
 
 
-def kernel(patch: int) -> Floats:
-    """Return the weight `(P, P)` of each pixel of a window: exp(-(x² + y²) / 2), x and y from -1 to 1."""
-    axis = np.exp(-(np.linspace(-1, 1, patch) ** 2) / 2)
+def kernel(patch: int, shape: Kernel = "gaussian") -> Floats:
+    """Return the weight `(P, P)` of each pixel of a window, above 0 everywhere.
+
+    Args:
+        patch: Side P of a window in pixels.
+        shape: `gaussian`, as published: exp(-(x² + y²) / 2), x and y from -1 to 1 at the outermost pixels, which weigh
+            a third of the centre; or `cosine`: cos²(πx / 2) · cos²(πy / 2), -1 and 1 at the window's edges, by which
+            a window fades out before it ends.
+    """
+    if shape == "gaussian":
+        axis = np.exp(-(np.linspace(-1, 1, patch) ** 2) / 2)
+    else:
+        axis = np.cos(np.pi / 2 * (2 * np.arange(patch) + 1 - patch) / patch) ** 2
     return np.outer(axis, axis).astype(np.float32)
 
 
@@ -158,9 +169,12 @@ def blend(
     num_outputs: int,
     stride: int | None = None,
     batch: int = 8,
+    shape: Kernel = "gaussian",
 ) -> Floats:
     """Return the probabilities `(H, W, K)` of one array by modality; see `blend_all`."""
-    (blended,) = blend_all(predict, [inputs], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch)
+    (blended,) = blend_all(
+        predict, [inputs], patch=patch, num_outputs=num_outputs, stride=stride, batch=batch, shape=shape
+    )
     return blended
 
 
@@ -172,6 +186,7 @@ def blend_all(
     num_outputs: int,
     stride: int | None = None,
     batch: int = 8,
+    shape: Kernel = "gaussian",
 ) -> Iterator[Floats]:
     """Yield the probabilities float32 `(H, W, K)` of each of `arrays`, in their order; see `blend_rows`.
 
@@ -183,11 +198,14 @@ def blend_all(
         num_outputs: Number K of probabilities of a pixel.
         stride: Distance of windows in pixels, at most `patch`; half a patch by default.
         batch: Number of windows predicted at once; the result does not depend on it.
+        shape: Of the `kernel`.
     """
     stride = max(1, patch // 2) if stride is None else stride
     parts: list[Floats] = []
     sources = (whole(ArraySource(inputs), patch, stride) for inputs in arrays)
-    for rows in blend_rows(predict, sources, patch=patch, num_outputs=num_outputs, stride=stride, batch=batch):
+    for rows in blend_rows(
+        predict, sources, patch=patch, num_outputs=num_outputs, stride=stride, batch=batch, shape=shape
+    ):
         if rows.top == 0 and parts:
             yield np.concatenate(parts)
             parts = []
@@ -197,7 +215,14 @@ def blend_all(
 
 
 def blend_rows(
-    predict: Predict, pieces: Iterable[Piece], *, patch: int, num_outputs: int, stride: int, batch: int = 8
+    predict: Predict,
+    pieces: Iterable[Piece],
+    *,
+    patch: int,
+    num_outputs: int,
+    stride: int,
+    batch: int = 8,
+    shape: Kernel = "gaussian",
 ) -> Iterator[Rows]:
     """Predict overlapping windows of each piece and yield the weighted means, row by row, in the order of the pieces.
 
@@ -214,11 +239,12 @@ def blend_rows(
         num_outputs: Number K of probabilities of a pixel.
         stride: Distance of windows in pixels, at most `patch`.
         batch: Number of windows predicted at once.
+        shape: Of the `kernel`.
 
     Yields:
         Rows that are finished; those of a piece from its top to its bottom, each once.
     """
-    weights = kernel(patch)[..., None]
+    weights = kernel(patch, shape)[..., None]
     strips: list[_Strip] = []
     waiting: list[tuple[_Strip, Window, Mapping[str, Floats], NDArray[np.bool_]]] = []
 

@@ -21,7 +21,7 @@ from inference.cleaning import remove_small
 from inference.confidence import Combination, Way, weights_digests
 from inference.engines import Engine, choose_engines
 from inference.predictor import Offer, Predictor
-from inference.sliding import ArraySource, blend_all, stride_of
+from inference.sliding import ArraySource, Kernel, blend_all, stride_of
 
 PLAIN = Way()
 
@@ -38,6 +38,7 @@ def predict_file(
     way: Way = PLAIN,
     calibrate: Callable[[NDArray[np.float32]], NDArray[np.floating]] | None = None,
     noted: Mapping[str, Any] | None = None,
+    shape: Kernel = "gaussian",
 ) -> None:
     """Predict the tiles `names` of `source` (all by default) into the prediction file `target`.
 
@@ -54,6 +55,7 @@ def predict_file(
         way: How a patch is predicted.
         calibrate: What makes the probabilities that the file's confidence is of.
         noted: More attributes of the file, such as what `calibrate` is.
+        shape: Of the kernel that windows are blended by.
 
     Raises:
         UserError: If `overlap` or `batch` is impossible, the values are scaled in a way that does not suit
@@ -61,7 +63,7 @@ def predict_file(
     """
     members = [members] if isinstance(members, Predictor) else list(members)
     infos = [source.info(name) for name in (source.names if names is None else names)]
-    model, blended = _blended(members, source, infos, way, overlap, batch)
+    model, blended = _blended(members, source, infos, way, overlap, batch, shape)
     attributes = {
         "run": joined_name(members),
         "source": str(source.path),
@@ -70,6 +72,7 @@ def predict_file(
         "command": command,
         "patch_size": model.patch_size,
         "overlap": overlap,
+        "kernel": shape,
         "smallest_px": members[0].smallest_px,
         "tta": way.tta,
         "mc": way.mc,
@@ -139,13 +142,14 @@ def labelled_maps(
     way: Way = PLAIN,
     overlap: float = 0.5,
     batch: int = 4,
+    shape: Kernel = "gaussian",
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.uint8]]]:
     """Predict tiles and yield name, probabilities `(h, w, K)` and reference `(h, w)` of each, padding cut.
 
     The reference is 255 where a pixel is invalid or unlabelled. Arguments and errors are those of `predict_file`.
     """
     infos = [source.info(name) for name in names]
-    _, blended = _blended(members, source, infos, way, overlap, batch)
+    _, blended = _blended(members, source, infos, way, overlap, batch, shape)
     tiles = zip(infos, blended, strict=True)
     for info, probs in progress(tiles, "calibrate", total=len(infos), unit="tile"):
         inside = info.interior()
@@ -160,6 +164,7 @@ def fit_calibration(
     way: Way = PLAIN,
     overlap: float = 0.5,
     batch: int = 4,
+    shape: Kernel = "gaussian",
 ) -> calibration.Fit:
     """Predict tiles and fit a calibration to them, and the correlation length of the errors that it leaves.
 
@@ -171,13 +176,13 @@ def fit_calibration(
     looked_at = {names[index] for index in drawn}
 
     def maps() -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.uint8]]]:
-        found = labelled_maps(members, source, names, way=way, overlap=overlap, batch=batch)
+        found = labelled_maps(members, source, names, way=way, overlap=overlap, batch=batch, shape=shape)
         for name, probs, reference in found:
             if name in looked_at:
                 kept.append((source.info(name), probs.astype(np.float16), reference))
             yield name, probs, reference
 
-    fitted = calibration.fit(maps(), calibration.About(**about(members, source, way, overlap)))
+    fitted = calibration.fit(maps(), calibration.About(**about(members, source, way, overlap, shape)))
     placed = [info for info, _, _ in kept if info.crs and info.transform]
     if len(placed) < len(kept):
         return fitted
@@ -202,7 +207,9 @@ def fit_calibration(
 _CORRELATED = 24  # tiles at most that the correlation of errors is found on: they are kept in memory
 
 
-def about(members: Sequence[Predictor], source: Offer, way: Way, overlap: float = 0.5) -> dict[str, Any]:
+def about(
+    members: Sequence[Predictor], source: Offer, way: Way, overlap: float = 0.5, shape: Kernel = "gaussian"
+) -> dict[str, Any]:
     """Return what a calibration on `source` is of (the fields of `evaluation.calibration.About`)."""
     return {
         "weights": weights_digests(members),
@@ -212,6 +219,7 @@ def about(members: Sequence[Predictor], source: Offer, way: Way, overlap: float 
         "source": str(source.path),
         "source_digest": source.digest,
         "overlap": overlap,
+        "kernel": shape,
         "precision": members[0].described["precision"],
     }
 
@@ -228,6 +236,7 @@ def _blended(
     way: Way,
     overlap: float,
     batch: int,
+    shape: Kernel,
 ) -> tuple[Combination, Iterator[NDArray[np.float32]]]:
     """Return the models put together, and the probabilities `(H, W, K)` of the tiles in their order, checked."""
     model = Combination(members, source, way)
@@ -240,6 +249,7 @@ def _blended(
         num_outputs=model.num_outputs,
         stride=stride,
         batch=min(batch, windows),
+        shape=shape,
     )
 
     def checked() -> Iterator[NDArray[np.float32]]:

@@ -251,7 +251,7 @@ def test_an_exported_model_maps_the_same(here: Path, capsys: pytest.CaptureFixtu
     pytest.importorskip("openvino")
     save_run("r")
     folder = here / "predictions" / "r" / "hunza"
-    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--overlap", "0.25"]
+    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--overlap", "0.25", "--kernel", "cosine"]
     predict.main([*command, "--engine", "keras"])
     confidence = read(folder / "confidence.tif")
     assert json.loads((folder / "summary.json").read_text())["engine"] == ["keras"]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data.windows import Window, starts
-from inference.sliding import ArraySource, blend, blend_all, blend_rows, kernel, pieces, whole
+from inference.sliding import ArraySource, Kernel, blend, blend_all, blend_rows, kernel, pieces, whole
 
 Floats = NDArray[np.float32]
 SIZES = [(1, 1), (5, 7), (16, 16), (17, 16), (9, 40), (33, 47), (64, 20)]
@@ -28,6 +28,9 @@ def identity(batch: dict[str, Floats]) -> Floats:
     return batch["optical"]
 
 
+KERNELS: tuple[Kernel, ...] = ("gaussian", "cosine")
+
+
 def positional(batch: dict[str, Floats]) -> Floats:
     """A model whose answer depends on where in the window a pixel lies, as that of a real network does."""
     patch = batch["optical"].shape[1]
@@ -41,12 +44,37 @@ def test_kernel_is_the_stated_one() -> None:
     assert kernel(1).shape == (1, 1)
 
 
+def test_a_cosine_fades_out_at_the_edges_and_its_shifts_by_half_a_window_add_up_to_one() -> None:
+    weights = kernel(8, "cosine")
+    assert weights.min() > 0 and weights[0, 0] < 0.01 * weights[4, 4]
+    np.testing.assert_allclose(weights[:4, :4] + weights[4:, :4] + weights[:4, 4:] + weights[4:, 4:], 1, rtol=1e-6)
+
+
+def test_windows_are_blended_by_the_kernel_that_was_asked_for() -> None:
+    """Of two windows that say 0 and 1, where they meet."""
+    numbers = iter([np.zeros((1, PATCH, PATCH, 1), np.float32), np.ones((1, PATCH, PATCH, 1), np.float32)] * 2)
+    width = PATCH + PATCH // 2
+    by = {
+        shape: blend(
+            lambda _: next(numbers), image(PATCH, width), patch=PATCH, num_outputs=1, stride=PATCH, batch=1, shape=shape
+        )
+        for shape in KERNELS
+    }
+    both = slice(PATCH // 2, PATCH)
+    for shape, blended in by.items():
+        weights = kernel(PATCH, shape)[0]
+        first, second = weights[both], weights[: PATCH - PATCH // 2]
+        np.testing.assert_allclose(blended[3, both, 0], second / (first + second), rtol=1e-5)
+    assert by["cosine"][0, PATCH // 2, 0] < by["gaussian"][0, PATCH // 2, 0]
+
+
+@pytest.mark.parametrize("shape", KERNELS)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_constant_stays_constant(size: tuple[int, int]) -> None:
+def test_a_constant_stays_constant(size: tuple[int, int], shape: Kernel) -> None:
     def constant(batch: dict[str, Floats]) -> Floats:
         return np.tile(SHARES, (*batch["optical"].shape[:3], 1))
 
-    blended = blend(constant, image(*size), patch=PATCH, num_outputs=2, batch=3)
+    blended = blend(constant, image(*size), patch=PATCH, num_outputs=2, batch=3, shape=shape)
     assert blended.dtype == np.float32
     assert blended.shape == (*size, 2)
     np.testing.assert_allclose(blended, np.tile(SHARES, (*size, 1)), rtol=1e-6)
