@@ -55,10 +55,14 @@ parity: .venv .venv-parity  ## PyTorch models against their references, live, on
 	$(python) -m benchmarks.parity
 	$(python) -m benchmarks.oggm
 
-bench: .venv  ## speed of data, training and every architecture (writes docs/zoo.md); leave the machine alone
+bench: .venv  ## speed of data, training, engines, mapping and every architecture (writes docs/zoo.md); leave the machine alone
 	$(python) -m benchmarks.storage
 	$(python) -m benchmarks.pipeline
 	$(python) -m benchmarks.training
+	$(python) -m benchmarks.engines
+	$(python) -m benchmarks.overlap
+	$(python) -m benchmarks.mapping
+	$(python) -m benchmarks.distribution
 	@if [ -e $(parity_ready) ]; then set -x; $(python) -m benchmarks.pytorch; \
 	else echo "Not compared with PyTorch: \`make .venv-parity\` makes the environment that it takes."; fi
 	@echo "These tables belong into docs/performance.md."

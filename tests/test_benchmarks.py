@@ -17,12 +17,15 @@ import pytest
 
 import architectures
 import training.run
-from benchmarks import pipeline, report, storage, zoo
+from benchmarks import engines, overlap, pipeline, report, storage, zoo
 from benchmarks.pipeline import Stopwatch
 from benchmarks.training import Variant, rows, train, variants, write_tiles
 from benchmarks.turns import Measured, take_turns
 from console import UserError
 from data.loader import PatchSource
+from data.tiles import TWO_CLASSES
+from inference.predictor import Predictor
+from inference.sliding import blend
 
 PARTS = (
     "training steps",
@@ -317,3 +320,47 @@ def test_machine_says_which_instructions_there_are(tmp_path: Path) -> None:
 def test_table_and_spread() -> None:
     assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     assert report.spread(list(np.array([3.0, 1.0, 2.0])), 1) == "2.0 (1.0–3.0)"
+
+
+def small_run(folder: Path) -> Predictor:
+    keras.utils.set_random_seed(0)
+    model = architectures.build("unet", {"optical": 6}, 2, 32, width=4, steps=2)
+    model.save_weights(folder / "small.weights.h5")
+    described = {"weights": str(folder / "small.weights.h5"), "precision": "float32"}
+    return Predictor("small", model, {"optical": 6}, TWO_CLASSES, None, 32, described=described)
+
+
+def test_ways_to_map_a_scene_are_held_against_the_published_one(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    member = small_run(tmp_path)
+    source = overlap.scene_inputs({"optical": 6}, None, 80, seed=1)
+    assert set(source.inputs) == {"optical"} and source.height == source.width == 80
+    variants = overlap.variants_of(member, [0.0, 0.5], batch=2)
+    overlap.take_turns(source, variants, patch=32, outputs=2)
+    rows = {(row.variant.engine, row.variant.overlap, row.kernel): row for row in overlap.compared(variants)}
+    published = rows[overlap.PUBLISHED, 0.5, "gaussian"]
+    assert published.speed == published.agreement == published.iou == 1 and published.largest == 0
+    same, few = rows["openvino float32", 0.5, "gaussian"], rows["openvino float32", 0.0, "gaussian"]
+    assert same.largest < 1e-4 < few.largest and same.agreement > few.agreement
+    assert len(few.variant.kept) * 2 < len(same.variant.kept) * 2 == len(published.variant.kept) == 16
+    expected = blend(member, source.inputs, patch=32, num_outputs=2, stride=16, shape="cosine")
+    np.testing.assert_allclose(published.variant.maps["cosine"], expected, atol=1e-5)
+    plot = tmp_path / "plot.png"
+    overlap.draw(list(rows.values()), plot, "test")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_engines_are_compared_in_turns_and_their_share_of_the_rate_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engines, "_SIDE", 8)
+    monkeypatch.setattr(engines, "_MAPS", 4)
+    rate = engines.rates(1)
+    assert rate["float32"] > 0
+    monkeypatch.setattr(zoo, "build", lambda row: architectures.build("tiny", {"optical": 6}, 2, 384))
+    text = engines.measure([zoo.Row("tiny")], 2)
+    lines = [line.split(" | ") for line in text.splitlines() if "openvino float32" in line or "keras float32" in line]
+    assert len(lines) == 2 and lines[0][4] == "1.00 (1.00–1.00)"
+    assert all(line[-1].startswith("100.00%") for line in lines)
+    assert float(lines[1][-2]) < 1e-4
