@@ -157,7 +157,7 @@ def sample(sources: Sequence[Source], patch: int, count: int) -> dict[str, Float
     drawn = np.unique(np.linspace(0, len(places) - 1, min(len(places), 3 * count)).astype(int))
     read = [places[index][0].read(places[index][1]) for index in drawn]
     read.sort(key=lambda one: -int(one[1].sum()))
-    kept = [inputs for inputs, _ in read[:count]]
+    kept = [inputs for inputs, seen in read[:count] if seen.any()] or [read[0][0]]
     return stacked(kept, patch, len(kept))
 
 
@@ -231,6 +231,7 @@ def blend_rows(
     NaN where an input is absent. Batches run on from one row of windows into the next, and from one piece into the
     next, and are all of the same size, the very last padded with zeros: a compiled model is traced once, and pieces of
     a few windows fill whole batches. What is kept in memory is a strip: the rows that windows are still missing of.
+    A window in which nothing was seen is not predicted; where no other window lies, outputs are 1/K, a single one 0.5.
 
     Args:
         predict: The model; called with exactly `batch` patches.
@@ -246,12 +247,15 @@ def blend_rows(
     """
     weights = kernel(patch, shape)[..., None]
     strips: list[_Strip] = []
-    waiting: list[tuple[_Strip, Window, Mapping[str, Floats], NDArray[np.bool_]]] = []
+    unseen = np.full((patch, patch, num_outputs), 1 / max(2, num_outputs), np.float32)
+    # Strips take windows in their order: those that are not predicted, None, wait among those that are.
+    waiting: list[tuple[_Strip, Window, Mapping[str, Floats] | None, NDArray[np.bool_]]] = []
 
     def run() -> None:
-        predicted = np.asarray(predict(stacked([inputs for _, _, inputs, _ in waiting], patch, batch)), np.float32)
-        for (strip, window, _, seen), probabilities in zip(waiting, predicted, strict=False):
-            strip.add(window, probabilities, weights, seen)
+        asked = [inputs for _, _, inputs, _ in waiting if inputs is not None]
+        predicted = iter(np.asarray(predict(stacked(asked, patch, batch)), np.float32) if asked else ())
+        for strip, window, of_window, seen in waiting:
+            strip.add(window, unseen if of_window is None else next(predicted), weights, seen)
         waiting.clear()
 
     def finished() -> Iterator[Rows]:
@@ -261,15 +265,23 @@ def blend_rows(
                 break
             strips.pop(0)
 
+    asked = 0
     for number, piece in enumerate(pieces):
         columns = starts(piece.source.width, patch, stride)
         strips.append(_Strip(number, piece, len(columns), patch, num_outputs))
         for top in piece.tops:
             for left in columns:
                 window = Window(top, left, patch, patch)
-                waiting.append((strips[-1], window, *piece.source.read(window)))
-                if len(waiting) == batch:
+                inputs, seen = piece.source.read(window)
+                if seen.any():
+                    waiting.append((strips[-1], window, inputs, seen))
+                    asked += 1
+                else:
+                    waiting.append((strips[-1], window, None, seen[:0, :0]))
+                # However much there is that was not seen, no more than some rows of windows are kept waiting.
+                if asked in (0, batch) or len(waiting) > batch + 2 * len(columns):
                     run()
+                    asked = 0
                     yield from finished()
     if waiting:
         run()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -253,3 +254,62 @@ def test_what_was_seen_is_passed_on_and_memory_is_a_strip() -> None:
     np.testing.assert_array_equal(np.concatenate([one.seen for one in rows]), seen)
     np.testing.assert_allclose(np.concatenate([one.probs for one in rows])[..., 0], seen, atol=1e-6)
     assert largest <= 16
+
+
+@dataclass(frozen=True)
+class Holed(ArraySource):
+    """An array of which only `there` `(H, W)` was seen: windows in holes are NaN, as those of scenes are."""
+
+    there: NDArray[np.bool_]
+
+    def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
+        cut, _ = super().read(window)
+        seen = self.there[window.slices]
+        return {name: array if seen.any() else np.full_like(array, np.nan) for name, array in cut.items()}, seen
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 100])
+@pytest.mark.parametrize("stride", [5, 8, PATCH])
+def test_windows_in_which_nothing_was_seen_are_not_predicted(batch: int, stride: int) -> None:
+    """They reach no pixel that was seen, and no other window is moved by them."""
+    inputs = image(70, 90)
+    there = np.zeros((70, 90), bool)
+    there[3:20, 40:60] = there[50:, 70:75] = there[66, 2] = True
+    calls: list[Floats] = []
+
+    def model(patches: dict[str, Floats]) -> Floats:
+        calls.append(patches["optical"])
+        return positional(patches)
+
+    options = {"patch": PATCH, "num_outputs": 2, "stride": stride}
+    holed = list(blend_rows(model, [whole(Holed(inputs, there), PATCH, stride)], batch=batch, **options))
+    seen = np.concatenate([rows.seen for rows in holed])
+    probs = np.concatenate([rows.probs for rows in holed])
+    np.testing.assert_array_equal(seen, there)
+    assert np.isfinite(calls).all() and np.isfinite(probs).all()
+    np.testing.assert_array_equal(probs[there], blend(positional, inputs, batch=batch, **options)[there])
+    tops, lefts = starts(70, PATCH, stride), starts(90, PATCH, stride)
+    windows = sum(there[top : top + PATCH, left : left + PATCH].any() for top in tops for left in lefts)
+    assert sum(int(patch.any()) for patches in calls for patch in patches) == windows
+
+
+def test_a_source_in_which_nothing_was_seen_is_not_predicted() -> None:
+    source = Holed(image(40, 40), np.zeros((40, 40), bool))
+
+    def model(patches: dict[str, Floats]) -> Floats:
+        raise AssertionError("called")
+
+    for outputs, share in ((1, 0.5), (4, 0.25)):
+        rows = list(blend_rows(model, [whole(source, PATCH, 8)], patch=PATCH, num_outputs=outputs, stride=8, batch=2))
+        probs = np.concatenate([one.probs for one in rows])
+        np.testing.assert_allclose(probs, np.full((40, 40, outputs), share), rtol=1e-6)
+        assert not any(one.seen.any() for one in rows)
+
+
+def test_memory_is_a_few_rows_of_windows_also_where_little_was_seen() -> None:
+    there = np.zeros((4000, 30), bool)
+    there[3, 3] = there[3990, 3] = True
+    source = Holed(image(4000, 30), there)
+    rows = list(blend_rows(identity, [whole(source, PATCH, 8)], patch=PATCH, num_outputs=2, stride=8, batch=4))
+    assert max(len(one.probs) for one in rows) <= 6 * PATCH
+    np.testing.assert_array_equal(np.concatenate([one.seen for one in rows]), there)
