@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,7 +282,7 @@ def test_windows_in_which_nothing_was_seen_are_not_predicted(batch: int, stride:
         calls.append(patches["optical"])
         return positional(patches)
 
-    options = {"patch": PATCH, "num_outputs": 2, "stride": stride}
+    options: Any = {"patch": PATCH, "num_outputs": 2, "stride": stride}
     holed = list(blend_rows(model, [whole(Holed(inputs, there), PATCH, stride)], batch=batch, **options))
     seen = np.concatenate([rows.seen for rows in holed])
     probs = np.concatenate([rows.probs for rows in holed])
