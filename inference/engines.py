@@ -166,8 +166,10 @@ def choose_engines(
     precisions = engine.candidates(windows * (len(way.tta) + 1), bool(way.mc))
     if not precisions:
         return list(members)
-    batches = model.by_member(sample(sources, patch, COMPARED))
-    return [_chosen(member, one, precisions) for member, one in zip(members, batches, strict=True)]
+    found = sample(sources, patch, COMPARED)
+    if found is None:  # there is nothing to predict either
+        return list(members)
+    return [_chosen(member, one, precisions) for member, one in zip(members, model.by_member(found), strict=True)]
 
 
 def _chosen(member: Predictor, batch: Mapping[str, Floats], precisions: Sequence[str]) -> Predictor:

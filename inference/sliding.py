@@ -151,14 +151,19 @@ def stacked(windows: Sequence[Mapping[str, Floats]], patch: int, batch: int) -> 
     return patches
 
 
-def sample(sources: Sequence[Source], patch: int, count: int) -> dict[str, Floats]:
-    """Return at most `count` windows as a batch of patches by input: of some that are evenly spread, the most seen."""
+def sample(sources: Sequence[Source], patch: int, count: int) -> dict[str, Floats] | None:
+    """Return at most `count` windows as a batch of patches by input: of some that are evenly spread, the most seen.
+
+    Where none of these was seen, the first that was; None: nothing was.
+    """
     places = [(source, window) for source in sources for window in grid(source.height, source.width, patch, patch)]
     drawn = np.unique(np.linspace(0, len(places) - 1, min(len(places), 3 * count)).astype(int))
-    read = [places[index][0].read(places[index][1]) for index in drawn]
-    read.sort(key=lambda one: -int(one[1].sum()))
-    kept = [inputs for inputs, seen in read[:count] if seen.any()] or [read[0][0]]
-    return stacked(kept, patch, len(kept))
+    read = [source.read(window) for source, window in (places[index] for index in drawn)]
+    kept = [one for one in sorted(read, key=lambda one: -int(one[1].sum()))[:count] if one[1].any()]
+    if not kept:
+        others = (source.read(window) for source, window in places)
+        kept = [one for one in (next((one for one in others if one[1].any()), None),) if one]
+    return stacked([inputs for inputs, _ in kept], patch, len(kept)) if kept else None
 
 
 def blend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 import architectures
 from console import UserError
 from data.tiles import TWO_CLASSES
+from data.windows import Window
 from inference import engines
 from inference.confidence import Combination, Way
 from inference.engines import TOLERANCES, Engine, OpenVino, choose_engines, compare
@@ -237,3 +239,16 @@ def test_a_difference_counts_probabilities_and_labels() -> None:
     other[1, 0] = np.nan
     assert compare(other, expected).largest == np.inf
     assert not TOLERANCES["bfloat16"].allows(compare(other, expected))
+
+
+def test_what_was_not_seen_at_all_is_left_to_keras(tmp_path: Path) -> None:
+    class Unseen(ArraySource):
+        def read(self, window: Window) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.bool_]]:
+            cut, seen = super().read(window)
+            return cut, np.zeros_like(seen)
+
+    member = run(tmp_path)
+    source = Unseen(whole().inputs)
+    assert choose_engines(
+        [member], Put(member), [source], Engine("openvino", "float32"), way=Way(), overlap=0, batch=2
+    ) == [member]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data.windows import Window, starts
-from inference.sliding import ArraySource, Kernel, blend, blend_all, blend_rows, kernel, pieces, whole
+from inference.sliding import ArraySource, Kernel, blend, blend_all, blend_rows, kernel, pieces, sample, whole
 
 Floats = NDArray[np.float32]
 SIZES = [(1, 1), (5, 7), (16, 16), (17, 16), (9, 40), (33, 47), (64, 20)]
@@ -314,3 +314,22 @@ def test_memory_is_a_few_rows_of_windows_also_where_little_was_seen() -> None:
     rows = list(blend_rows(identity, [whole(source, PATCH, 8)], patch=PATCH, num_outputs=2, stride=8, batch=4))
     assert max(len(one.probs) for one in rows) <= 6 * PATCH
     np.testing.assert_array_equal(np.concatenate([one.seen for one in rows]), there)
+
+
+def test_a_sample_is_of_the_windows_that_were_seen_most() -> None:
+    inputs = image(10 * PATCH, 3 * PATCH)
+    there = np.zeros((10 * PATCH, 3 * PATCH), bool)
+    found = sample([Holed(inputs, there)], PATCH, 2)
+    assert found is None
+    there[7 * PATCH + 1, 2 * PATCH] = True  # one pixel, in a window that is not among those that are looked at first
+    found = sample([Holed(inputs, there)], PATCH, 2)
+    assert found is not None
+    np.testing.assert_array_equal(found["optical"], inputs["optical"][None, 7 * PATCH : 8 * PATCH, -PATCH:])
+    there[:PATCH, :PATCH] = there[-PATCH:, -PATCH:] = True
+    found = sample([Holed(inputs, there)], PATCH, 2)
+    assert found is not None
+    expected = [inputs["optical"][:PATCH, :PATCH], inputs["optical"][-PATCH:, -PATCH:]]
+    np.testing.assert_array_equal(found["optical"], expected)
+    small = sample([ArraySource(image(5, 7))], PATCH, 2)
+    assert small is not None and small["optical"].shape[:3] == (1, PATCH, PATCH)
+    assert not small["optical"][0, 5:].any()
