@@ -96,8 +96,15 @@ def prepare(folder: Path, epochs: int) -> None:
 
 
 def scene_inputs(modalities: Mapping[str, int], statistics: Statistics | None, size: int, seed: int) -> ArraySource:
-    """Return a synthetic scene as a model's inputs, in memory."""
-    arrays = make_scene("HMA", seed, size).modalities()
+    """Return a synthetic scene as a model's inputs, in memory.
+
+    Raises:
+        UserError: If there is so little or so much glacier that agreement says nothing.
+    """
+    scene = make_scene("HMA", seed, size)
+    if not 0.2 <= (share := float((scene.mask == 1).mean())) <= 0.8:
+        raise UserError(f"glacier covers {share:.0%} of scene {seed}, expected 20 to 80 %: give another --seed")
+    arrays = scene.modalities()
     return ArraySource({name: scaled(statistics, name, arrays[name]) for name in modalities})
 
 
@@ -214,7 +221,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, help="where the run is kept [a temporary one]")
     parser.add_argument("--epochs", type=int, default=3, help="of the training [%(default)s]")
     parser.add_argument("--size", type=int, default=3072, help="side of the scene in pixels [%(default)s]")
-    parser.add_argument("--seed", type=int, default=7, help="of the scene [%(default)s]")
+    parser.add_argument("--seed", type=int, default=1, help="of the scene [%(default)s]")
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5], help="[%(default)s]")
     parser.add_argument("--batch", type=int, default=4, help="windows at once, but for the published way [%(default)s]")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "overlap.png", help="[%(default)s]")
@@ -233,8 +240,6 @@ def main(arguments: list[str]) -> None:
         take_turns(source, variants, member.patch_size, member.num_outputs)
     rows = compared(variants)
     share = float((variants[0].maps["gaussian"].argmax(axis=-1) == 1).mean())
-    if not 0.2 <= share <= 0.8:
-        raise UserError(f"glacier covers {share:.0%} of the map, expected 20 to 80 %: train for more --epochs")
     print(
         f"{described}\n\nGlaViTU, {options.size}×{options.size} pixels, of which {share:.0%} are mapped as glacier.\n"
     )
