@@ -139,7 +139,7 @@ def test_weak_masks_are_named_loudly(dataset: Survey, tmp_path: Path) -> None:
     tiles_page.write(dataset, [], tmp_path / "page.html")
     text = read(tmp_path / "page.html").text
     assert "Weak masks: nobody drew these outlines. They are ndsi > 0.4." in text
-    assert "WEAK MASKS, no outlines; rule ndsi > 0.4" in text
+    assert "WEAK MASKS, no outlines: ndsi > 0.4" in text
 
 
 def test_what_scenes_say_of_themselves_is_told(dataset: Survey, tmp_path: Path) -> None:
@@ -147,12 +147,23 @@ def test_what_scenes_say_of_themselves_is_told(dataset: Survey, tmp_path: Path) 
         split.provenance.update(  # type: ignore[attr-defined]
             modalities={"optical": {"unit": "reflectance", "level": "L1C", "sensor": "MSI"}},
             scenes={"hunza": {"region": "HMA", "date": "2020-08-01", "files": {"optical": ["a.tif"]}}},
-            split={"by": "blocks", "separation": ["train–val: 3.2 km"]},
+            split={
+                "by": "blocks",
+                "separation": ["train–val: 3.2 km", "train–test: 0 m, 1 pair of tiles touches: a, b"],
+            },
             mask={"kind": "outlines", "ignore_buffer_m": 30},
         )
     tiles_page.write(dataset, [], tmp_path / "page.html")
     text = read(tmp_path / "page.html").text
-    for part in ("L1C", "MSI", "hunza", "2020-08-01", "train–val: 3.2 km", "outlines; ignore_buffer_m 30"):
+    for part in (
+        "L1C",
+        "MSI",
+        "hunza",
+        "2020-08-01",
+        "train–val 3.2 km",
+        "train–test 0 m, 1 pair of tiles touches which a, b",
+        "outlines; pixels within 30 m of an outline count nowhere",
+    ):
         assert part in text
 
 
@@ -191,14 +202,14 @@ def test_a_mosaic_shows_each_pixel_in_its_place(tmp_path: Path, monkeypatch: pyt
     surveyed = scene(tmp_path / "some" / "test.hdf5", [(0, 0), (0, 1), (1, 0), (1, 1)])
     (picture,) = _choose(surveyed)
     shown: list[np.ndarray] = []
-    monkeypatch.setattr(tiles_page, "show", lambda axis, image, seen: shown.append(image))
+    monkeypatch.setattr(tiles_page, "show", lambda axis, image, *_: shown.append(image))
     from matplotlib.figure import Figure
 
-    for side in (700, 20):
+    for side in (1000, 20):
         monkeypatch.setattr(tiles_page, "_SIDE", side)
         _draw(Figure().subplots(), picture)
         image = shown.pop()[..., 0]
-        step = 1 if side == 700 else 3
+        step = 1 if side == 1000 else 3
         expected = np.add.outer(2 * np.arange(0, 48, step), np.arange(0, 48, step)).astype(np.float32)
         low, high = np.percentile(expected, [2, 98])
         np.testing.assert_allclose(image, np.clip((expected - low) / (high - low), 0, 1), atol=1e-5)
