@@ -193,15 +193,14 @@ def misaligned_masks(survey: Survey) -> Iterator[Finding]:
         alignment = align(*_windows(chosen))
         if alignment is None or not alignment.off:
             continue
-        towards = _direction(alignment)
         yield Finding(
             "error",
             f"the masks of {group} are shifted by about {alignment.distance:.0f} pixels",
-            f"edges of the mask fit the image best {towards} of where they lie; in "
-            f"{alignment.clearness:.0%} of the bootstrap's draws clearly better than there "
-            f"({alignment.edges} edge pixels in {len(chosen)} windows)",
-            "compare outlines and image in a GIS: a wrong CRS or datum, an image that was not orthorectified, "
-            "pixel centres taken for corners; outlines of another decade can do it as well",
+            f"their edges fit the image best {direction(alignment)} of where they lie, clearly better in "
+            f"{alignment.clearness:.0%} of random samples of the pixels (bootstrap; {alignment.edges:,} edge pixels "
+            f"in {_number(len(chosen), 'window')})",
+            "open outlines and image together in a GIS. Usual causes: a wrong CRS or datum, an image that was not "
+            "orthorectified, pixel centres taken for corners; outlines of another decade can look the same",
             tuple({(split.split, tile.info.name): None for split, tile, *_ in chosen}),
             alignment,
         )
@@ -240,9 +239,10 @@ def _windows(
     return [partial(read, split, tile, window) for split, tile, window, _ in chosen], values
 
 
-def _direction(alignment: Alignment) -> str:
+def direction(alignment: Alignment) -> str:
+    """Return where the mask fits best, seen from where it lies: "5 pixels up and 3 pixels left"."""
     parts = [
-        f"{abs(count)} pixels {more if count > 0 else less}"
+        f"{_number(abs(count), 'pixel')} {more if count > 0 else less}"
         for count, more, less in ((alignment.rows, "down", "up"), (alignment.columns, "right", "left"))
         if count
     ]
@@ -265,8 +265,10 @@ def swapped_bands(survey: Survey) -> Iterator[Finding]:
     swir1 of Landsat 8 (digital numbers), and blue to nir of Landsat 7 (8 bits): right names are never doubted. Every
     exchange of a visible or near infrared band with a shortwave infrared one is found, and blue–red, green–nir and
     red–nir; blue–nir and blue–green with six bands only, green–red in half of the sets (not where there are plants),
-    swir1–swir2 never.
+    swir1–swir2 never. Few tiles can say otherwise by chance: what only some of the splits say is a warning.
     """
+    found: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
+    tried: dict[str, list[str]] = defaultdict(list)
     for split in survey.splits:
         for modality, names in split.bands.items():
             present = [name for name in SPECTRUM if name in names]
@@ -274,14 +276,20 @@ def swapped_bands(survey: Survey) -> Iterator[Finding]:
             values = values[np.isfinite(values).all(axis=-1)]
             if len(present) < 3 or len(values) < 500:
                 continue
+            tried[modality].append(split.split)
             swap = _swap_by_level(present, values) or _swap_by_order(present, values)
-            if swap is None:
-                continue
-            one, other, evidence = swap
-            yield Finding(
-                "error", f"{split.split}: {one} and {other} of {modality} seem to be exchanged", evidence,
-                "look at the order of bands in the files that were read, and name them so",
-            )  # fmt: skip
+            if swap is not None:
+                one, other, evidence = swap
+                found[modality, one, other].append((split.split, evidence))
+    for (modality, one, other), entries in found.items():
+        where = [split for split, _ in entries]
+        others = [split for split in tried[modality] if split not in where]
+        only = f" in {' and '.join(where)}, not in {' and '.join(others)}" if others else ""
+        yield Finding(
+            "warning" if others else "error", f"{one} and {other} of {modality} seem to be exchanged{only}",
+            f"{entries[0][1]} ({entries[0][0]})",
+            "look up the order of the bands in the files, and give their names in that order",
+        )  # fmt: skip
 
 
 _SWAP_GAIN = 0.08  # of the sum of what stands against the order: right names gain up to 0.05 by an exchange
@@ -318,8 +326,8 @@ def _swap_by_order(names: Sequence[str], values: NDArray[np.float32]) -> tuple[s
         names[i],
         names[j],
         (
-            "bands far apart in the spectrum resemble each other more than neighbours do; exchanged, "
-            f"{1 - exchanged[i, j] / now:.0%} of that would be gone. Rank correlations: {neighbours}"
+            "bands far apart in the spectrum resemble each other more than neighbours do; with these two names "
+            f"exchanged, {1 - exchanged[i, j] / now:.0%} of that is gone. Rank correlations as named: {neighbours}"
         ),
     )
 
@@ -351,7 +359,7 @@ _FILLED = 0.005
 
 def values_of_bands(survey: Survey) -> Iterator[Finding]:
     """Bands that are empty, constant or saturated, infinite values, and values that look like nodata."""
-    saturated: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    saturated: dict[str, dict[float, dict[str, list[float]]]] = {}  # modality, largest value, band: by split
     for split in survey.splits:
         for modality, name, facts, sampled in _bands(split):
             band = f"{split.split}: {name} of {modality}"
@@ -362,7 +370,7 @@ def values_of_bands(survey: Survey) -> Iterator[Finding]:
                 yield Finding("error", f"{band} is constant", f"{facts.low:g} everywhere",
                               "the band says nothing: look at its file, or leave it out")  # fmt: skip
             elif share := _saturation(facts, sampled):
-                saturated[modality].append((share, f"{split.split} {name} {share:.1%} at {facts.high:g}"))
+                saturated.setdefault(modality, {}).setdefault(facts.high, {}).setdefault(name, []).append(share)
         for modality in split.bands:
             constant = [
                 tile for tile in split.tiles
@@ -402,13 +410,18 @@ def values_of_bands(survey: Survey) -> Iterator[Finding]:
                     filled,
                     f"nodata that was not named? Prepare with nodata {value:g}",
                 )
-    for modality, entries in saturated.items():
-        share = max(share for share, _ in entries)
+    for modality, by_value in saturated.items():
+        share = max(max(shares) for by_band in by_value.values() for shares in by_band.values())
+        listed = "; ".join(
+            f"at {high:g} are " + ", ".join(f"{_range(shares)} of {name}" for name, shares in by_band.items())
+            for high, by_band in by_value.items()
+        )
         yield Finding(
             "warning" if share > 0.1 else "note",
-            f"{modality} is saturated, in {share:.0%} of the valid pixels at most",
-            "at the largest value are: " + ", ".join(text for _, text in entries),
-            "snow and bright ice look alike there: take an image with a lower gain, or leave it to other bands",
+            f"{modality} is saturated: up to {_share(share)} of a band's valid pixels have its largest value",
+            f"{listed}, by split" if len(survey.splits) > 1 else listed,
+            "snow and bright ice look alike there: take an image of a lower gain or of more bits, or rely on bands "
+            "that are not saturated",
         )
 
 
@@ -682,6 +695,15 @@ def _listing(tiles: Sequence[tuple[str, str]]) -> str:
 
 def _count(tiles: Sequence[TileFacts]) -> str:
     return _number(len(tiles), "tile")
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = _share(min(shares)), _share(max(shares))
+    return low if low == high else f"{low} to {high}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"
 
 
 def _number(count: int, what: str) -> str:

@@ -17,6 +17,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from console import replacing
@@ -167,21 +168,31 @@ def paint(ids: NDArray[np.uint8], classes: Sequence[ClassInfo]) -> Image:
     return colors[np.minimum(ids, len(classes))]
 
 
-def show(axis: Axes, image: Image, seen: NDArray[np.bool_]) -> None:
-    """Show `image` `(H, W, 3)`, in `INVALID` where it was not `seen`, without ticks and frame."""
-    axis.imshow(np.where(seen[..., None], image, np.array(to_rgb(INVALID), np.float32)), interpolation="antialiased")
+def show(axis: Axes, image: Image, seen: NDArray[np.bool_], unseen: str = INVALID) -> None:
+    """Show `image` `(H, W, 3)`, in the colour `unseen` where it was not `seen`, without ticks and frame."""
+    axis.imshow(np.where(seen[..., None], image, np.array(to_rgb(unseen), np.float32)), interpolation="antialiased")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
 
 
-def outline(axis: Axes, area: NDArray[np.bool_], color: str, width: float = 0.9) -> None:
-    """Draw the outline of `area` `(H, W)` over the image of `axis`, along the image's edges as well."""
+def outline(axis: Axes, area: NDArray[np.bool_], color: str, width: float = 0.9, halo: bool = False) -> None:
+    """Draw the outline of `area` `(H, W)` over the image of `axis`, along the image's edges as well.
+
+    Args:
+        axis: Where an image of the same shape is shown.
+        area: What is outlined.
+        color: Of the line.
+        width: Of the line, points.
+        halo: Whether the line is dark on both sides, so that it is seen on snow as well as on rock.
+    """
     if area.any():
         rows, columns = area.shape
-        axis.contour(np.pad(area, 1).astype(np.float32), [0.5], colors=color, linewidths=width,
-                     extent=(-1.5, columns + 0.5, -1.5, rows + 0.5))  # fmt: skip
+        lines = axis.contour(np.pad(area, 1).astype(np.float32), [0.5], colors=color, linewidths=width,
+                             extent=(-1.5, columns + 0.5, -1.5, rows + 0.5))  # fmt: skip
+        if halo:
+            lines.set(path_effects=[withStroke(linewidth=width + 1.0, foreground="#202020", alpha=0.7)])
         axis.set_xlim(-0.5, columns - 0.5)
         axis.set_ylim(rows - 0.5, -0.5)
 

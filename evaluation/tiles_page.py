@@ -25,20 +25,22 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
 from console import progress, replacing
-from data.alignment import REACH
-from data.findings import SEVERITIES, Finding
+from data.alignment import REACH, Alignment
+from data.findings import SEVERITIES, Finding, direction
 from data.survey import SplitFacts, Survey, TileFacts
 from data.tiles import IGNORE, TileInfo
-from evaluation.picture import INVALID, Image, composite, outline, show, stretch
+from evaluation.picture import Image, composite, outline, show, stretch
 
 SPLIT_COLORS = {"train": "#3565a8", "val": "#e09a1a", "test": "#b3376a"}
 OUTLINE_COLORS = ("#ffe100", "#ff7a00", "#e0218a", "#7dff4a")
+_UNSEEN = "#c6b5e6"  # neither snow's colour nor that of a hillshade
+_FITTING = "#ff2fc0"  # the mask where it fits: neither snow's colour nor that of the first outline
 
 _PICTURES = 12
-_SIDE = 700  # pixels: of a picture, at most
+_SIDE = 1000  # pixels: of a picture, at most
 _TILES_OF_A_PICTURE = 2000
 _PICTURES_OF_FINDINGS = 10
-_SINGLE_MAP = 0.55  # of the page's width
+_SINGLE_MAP = 0.46  # of the page's width
 _INK: Any = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -82,7 +84,7 @@ def _contents(survey: Survey, findings: Sequence[Finding]) -> dict[str, Any]:
         "facts": list(_facts(survey)),
         "modalities": list(_modalities(survey)),
         "scene_rows": list(_scene_rows(provenance)),
-        "separation": split.get("separation", []) if isinstance(split, Mapping) else [],
+        "separation": list(_separation(split.get("separation", []))) if isinstance(split, Mapping) else [],
         "class_names": [info.name for info in first.classes],
         "split_rows": [_split_row(split) for split in survey.splits],
         "shares": _shares(survey),
@@ -103,7 +105,7 @@ def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
     commands = dict.fromkeys(split.command for split in survey.splits if split.command)
     yield "Made by", "\n".join(commands) or "not said: a file as published, or of another program"
     source = provenance.get("source") or provenance.get("images") or provenance.get("kind")
-    if source:
+    if source and source != "scenes":
         yield "From", str(source)
     statistics = first.statistics
     if statistics is None:
@@ -114,11 +116,7 @@ def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
         yield "Statistics", f"{what.get(statistics.method, statistics.method)} of {statistics.fitted_on}; {state}"
     mask = provenance.get("mask")
     if isinstance(mask, Mapping):
-        more = [f"{key} {value}" for key, value in mask.items() if key not in ("kind", "rules") and value is not None]
-        yield (
-            "Masks",
-            f"{'WEAK MASKS, no outlines' if mask.get('kind') == 'weak' else mask.get('kind')}; {', '.join(more)}",
-        )
+        yield "Masks", "; ".join(_mask_facts(mask))
     size = sum(split.size for split in survey.splits)
     yield (
         "Files",
@@ -131,6 +129,18 @@ def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
     yield "Tiles", f"{listed} pixels" + (f" of {', '.join(sorted(pixel)[:4])}" if pixel else "")
 
 
+def _mask_facts(mask: Mapping[str, Any]) -> Iterator[str]:
+    if mask.get("kind") == "weak":
+        yield f"WEAK MASKS, no outlines: {mask.get('rule')}"
+        return
+    yield str(mask.get("kind"))
+    if "all_touched" in mask:
+        touched = "that an outline touches" if mask["all_touched"] else "whose centre is inside"
+        yield f"a class has the pixels {touched}"
+    if buffer := mask.get("ignore_buffer_m"):
+        yield f"pixels within {buffer:g} m of an outline count nowhere"
+
+
 def _modalities(survey: Survey) -> Iterator[dict[str, str]]:
     described = survey.provenance.get("modalities")
     described = described if isinstance(described, Mapping) else {}
@@ -141,24 +151,49 @@ def _modalities(survey: Survey) -> Iterator[dict[str, str]]:
         yield {
             "name": modality,
             "bands": ", ".join(names),
-            "unit": str(entry.get("unit") or "not said"),
+            "unit": ", ".join(dict.fromkeys(filter(None, (_unit(entry, name) for name in names)))) or "not said",
             "level": str(entry.get("level") or "–"),
             "sensor": str(entry.get("sensor") or "–"),
-            "absent": ", ".join(f"{split} {count}" for split, count in absent.items() if count) or "from none",
+            "absent": ", ".join(f"{split} {count}" for split, count in absent.items() if count) or "none",
         }
+
+
+def _unit(entry: Mapping[str, Any], band: str) -> str:
+    """Return the unit of a band; that of a modality may list those of its bands, "elevation m, slope °, …"."""
+    unit = str(entry.get("unit") or "")
+    if entry.get("type") != "dem":
+        return unit
+    quantity = band.split("_")[0]
+    return next((part[len(quantity) + 1 :] for part in unit.split(", ") if part.startswith(f"{quantity} ")), "")
 
 
 def _scene_rows(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     scenes = provenance.get("scenes")
     for name, entry in list(scenes.items())[:60] if isinstance(scenes, Mapping) else []:
         entry = entry if isinstance(entry, Mapping) else {}
-        files = entry.get("files")
+        files, outlines = entry.get("files"), entry.get("outlines")
         yield {
             "name": str(name),
             "region": str(entry.get("region") or "–"),
             "date": str(entry.get("date") or entry.get("period") or "–"),
             "modalities": ", ".join(files) if isinstance(files, Mapping) else "–",
+            "outlines": "; ".join(_outline_facts(outlines)) if isinstance(outlines, Mapping) and outlines else "–",
         }
+
+
+def _outline_facts(outlines: Mapping[str, Any]) -> Iterator[str]:
+    for name, facts in outlines.items():
+        first, last = facts.get("first_date"), facts.get("last_date")
+        dates = f", of {first if first == last else f'{first} to {last}'}" if first else ", without dates"
+        yield f"{facts.get('kept')} of {name} in {Path(str(facts.get('path'))).name}{dates}"
+
+
+def _separation(lines: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the two splits, how far apart they are, and the names of the tiles that are near."""
+    for line in lines:
+        pair, _, rest = line.partition(": ")
+        distance, _, names = rest.partition(": ")
+        yield pair, distance, names
 
 
 def _split_row(split: SplitFacts) -> dict[str, Any]:
@@ -170,7 +205,7 @@ def _split_row(split: SplitFacts) -> dict[str, Any]:
         "name": split.split,
         "color": SPLIT_COLORS.get(split.split, "#555555"),
         "tiles": len(split.tiles),
-        "pixels": f"{split.pixels / 1e6:.1f} M",
+        "pixels": f"{split.pixels:,}",
         "valid": f"{split.valid / max(split.pixels, 1):.1%}",
         "labelled": f"{labelled / max(split.valid, 1):.1%}",
         "shares": [_percent(count / max(labelled, 1)) for count in split.counts],
@@ -270,12 +305,15 @@ def _on(color: str) -> str:
 
 def _histograms(survey: Survey, modality: str) -> str:
     names = survey.splits[0].bands[modality]
+    described = survey.provenance.get("modalities")
+    entry = described.get(modality) if isinstance(described, Mapping) else None
     columns = min(len(names), 3 if len(names) in (3, 5, 6) else 4)
     rows = math.ceil(len(names) / columns)
     width = 9.4 if len(names) > 2 else 4.7 * len(names)
-    figure = Figure(figsize=(width, 0.3 + 1.45 * rows), layout="constrained")
+    figure = Figure(figsize=(width, 0.3 + 1.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for index, (name, axis) in enumerate(zip(names, grid, strict=False)):
+        unit = _unit(entry, name) if isinstance(entry, Mapping) else ""
         values = {
             split.split: finite
             for split in survey.splits
@@ -294,18 +332,22 @@ def _histograms(survey: Survey, modality: str) -> str:
         if high <= low:
             low, high = low - 0.5, high + 0.5
         bins = np.linspace(low, high, 61)
+        if (together == np.rint(together)).all():  # as many whole numbers in each bin, or it would look like a comb
+            step = math.ceil((high - low) / 60)
+            bins = np.arange(math.floor(low) - 0.5, high + step, step)
         tops = []
         for split, some in values.items():
             color = SPLIT_COLORS.get(split, "#555555")
-            heights, _ = np.histogram(np.clip(some, low, high), bins)
+            heights, _ = np.histogram(np.clip(some, bins[0], bins[-1]), bins)
             heights = heights / len(some)
             tops.append(float(heights[1:-1].max()))
             axis.stairs(heights, bins, color=color, linewidth=1.3, baseline=0)
             if split == "train" or len(values) == 1:
                 axis.stairs(heights, bins, color=color, fill=True, alpha=0.12, baseline=0)
-        axis.set_xlim(low, high)
+        axis.set_xlim(bins[0], bins[-1])
+        axis.set_xlabel(unit, fontsize=8, labelpad=1)
         axis.set_ylim(0, 1.1 * max(max(tops), 1e-9))  # what piles up at the ends may leave the picture
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=5)
     for axis in grid[len(names) :]:
         axis.set_visible(False)
     return _png(figure)
@@ -315,8 +357,8 @@ def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[np.isfinite(values)]
 
 
-def _map(survey: Survey) -> tuple[str, str] | None:
-    """Return a panel of each region, in kilometres around its centre (or pixels of its scene), and its width."""
+def _map(survey: Survey) -> tuple[str, str, str] | None:
+    """Return a panel of each region, in kilometres around its centre (or pixels of its scene), its width, and a key."""
     panels: dict[tuple[str, str], list[tuple[str, _Ground]]] = defaultdict(list)
     for split, tile in survey.tiles():
         place = _ground(tile.info)
@@ -330,22 +372,31 @@ def _map(survey: Survey) -> tuple[str, str] | None:
     side = 9.4 / columns if columns > 1 else _SINGLE_MAP * 9.4
     figure = Figure(figsize=(side * columns, 1.02 * side * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for key, axis in zip(sorted(largest), grid, strict=False):
-        _draw_region(axis, key[0], panels[key])
+    drawn = [_draw_region(axis, key[0], panels[key]) for key, axis in zip(sorted(largest), grid, strict=False)]
     for axis in grid[len(largest) :]:
         axis.set_visible(False)
-    return _png(figure), f"{100 if columns > 1 else 100 * _SINGLE_MAP:.0f}%"
+    units = {
+        "km": "kilometres from the middle of each region's tiles, north up",
+        "px": "pixels of the scene, where no place on earth is known",
+    }
+    told = "; ".join(text for unit, text in units.items() if unit in dict(drawn))
+    told = f"{told[0].upper()}{told[1:]}" + ("; a dot where a tile is too small to be seen." if any(
+        dots for _, dots in drawn) else ".")  # fmt: skip
+    return _png(figure), f"{100 if columns > 1 else 100 * _SINGLE_MAP:.0f}%", told
 
 
-def _draw_region(axis: Axes, region: str, members: Sequence[tuple[str, _Ground]]) -> None:
+def _draw_region(axis: Axes, region: str, members: Sequence[tuple[str, _Ground]]) -> tuple[str, bool]:
+    """Draw the tiles of a region; return the unit of the axes, and whether some tiles are dots."""
     corners, unit, title = _local([place for _, place in members])
     everything = np.concatenate(corners)
     low, high = everything.min(axis=0), everything.max(axis=0)
     extent = float(max(high - low))
+    dots = False
     for (split, _), points in zip(members, corners, strict=True):
         color = SPLIT_COLORS.get(split, "#555555")
         axis.add_patch(Polygon(points, facecolor=color, edgecolor="white", linewidth=0.5, alpha=0.85))
         if np.ptp(points, axis=0).max() < extent / 50:
+            dots = True
             axis.plot(
                 *points.mean(axis=0), "o", color=color, markersize=4, markeredgecolor="white", markeredgewidth=0.4
             )
@@ -357,11 +408,13 @@ def _draw_region(axis: Axes, region: str, members: Sequence[tuple[str, _Ground]]
     axis.set_aspect("equal")
     axis.set_title(f"{region}{title}", loc="left", fontsize=9.5)
     axis.set_xlabel(unit, fontsize=8, labelpad=1)
+    axis.set_ylabel(unit, fontsize=8, labelpad=1)
     axis.tick_params(labelsize=7.5, length=2)
     axis.locator_params(nbins=5)
     axis.grid(color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["left", "bottom"]].set_color("#bbbbbb")
+    return unit, dots
 
 
 def _local(places: Sequence[_Ground]) -> tuple[list[NDArray[np.float64]], str, str]:
@@ -402,25 +455,40 @@ class _Picture:
 
 def _pictures(survey: Survey) -> Iterator[dict[str, str]]:
     chosen = _choose(survey)
+    mosaics = sum(len(picture.pieces) > 1 for picture in chosen)
     for picture in progress(chosen, "pictures", unit="picture"):
-        width = 4.6 if len(chosen) > 2 else 7.0
+        wide = len(chosen) < 3 or (mosaics < 3 and len(picture.pieces) > 1)
+        width = 7.0 if wide else 4.6
         figure = Figure(figsize=(width, width * picture.height / picture.width))
         axis = figure.add_axes((0, 0, 1, 1))
-        glacier = _draw(axis, picture)
+        glacier = _draw(axis, picture, 1.0 if wide else 1.8)
         splits = dict.fromkeys(piece.split.split for piece in picture.pieces)
         count = len(picture.pieces)
         yield {
             "source": _jpeg(figure),
             "title": picture.title,
+            "kind": "wide" if wide else "",
+            "edges": "tiles" if count > 1 else "",
             "text": " · ".join(
                 [
                     (f"{count} tiles, " if count > 1 else "") + ", ".join(splits),
-                    f"{picture.height} × {picture.width} pixels",
+                    f"{picture.width} × {picture.height} px{_extent(picture)}",
                     f"{glacier:.0%} glacier",
                     *picture.notes,
                 ]
             ),
         }
+
+
+def _extent(picture: _Picture) -> str:
+    """Return how wide and high a picture is, ", 5.8 × 5.8 km"; nothing where that is not known."""
+    info = picture.pieces[0].tile.info
+    place = _ground(info)
+    if place is None or not place.pixel.endswith(" m") or info.transform is None:
+        return ""
+    a, b, _, d, e, _ = info.transform
+    width, height = picture.width * math.hypot(a, d) / 1e3, picture.height * math.hypot(b, e) / 1e3
+    return f", {width:.1f} × {height:.1f} km"
 
 
 def _choose(survey: Survey) -> list[_Picture]:
@@ -531,8 +599,8 @@ def _clusters(pieces: Sequence[_Piece], reach: float) -> Iterator[list[_Piece]]:
         yield [piece for piece, own in zip(pieces, labels, strict=True) if own == label]
 
 
-def _draw(axis: Axes, picture: _Picture) -> float:
-    """Draw a picture, with outlines and the tiles' edges; return the share of glacier."""
+def _draw(axis: Axes, picture: _Picture, lines: float = 1.0) -> float:
+    """Draw a picture, with outlines (`lines` times as wide as usual) and tiles' edges; return the share of glacier."""
     step = _step(picture)
     shape = (math.ceil(picture.height / step), math.ceil(picture.width / step))
     values = np.full((*shape, 3), np.nan, np.float32)
@@ -546,8 +614,8 @@ def _draw(axis: Axes, picture: _Picture) -> float:
         place = np.s_[top : top + part.shape[0], left : left + part.shape[1]]
         values[place], ids[place], seen[place] = part, mask[rows::step, columns::step], valid[rows::step, columns::step]
     known = seen & np.isfinite(values).all(axis=-1)
-    show(axis, _dimmed(stretch(values, known), ids), known)
-    _outlines(axis, ids, picture.pieces[0].split, 0.9 if step < 3 else 0.5)
+    show(axis, _dimmed(stretch(values, known), ids), known, _UNSEEN)
+    _outlines(axis, ids, picture.pieces[0].split, lines * (0.9 if step < 3 else 0.5))
     for piece in picture.pieces if len(picture.pieces) > 1 else ():
         height, width = (length / step for length in _inside(piece.tile))
         color = SPLIT_COLORS.get(piece.split.split, "#555555")
@@ -566,7 +634,7 @@ def _dimmed(image: Image, ids: NDArray[np.uint8]) -> Image:
 
 def _outlines(axis: Axes, ids: NDArray[np.uint8], split: SplitFacts, width: float = 0.9) -> None:
     for number in range(1, len(split.classes)):
-        outline(axis, ids == number, OUTLINE_COLORS[(number - 1) % len(OUTLINE_COLORS)], width)
+        outline(axis, ids == number, OUTLINE_COLORS[(number - 1) % len(OUTLINE_COLORS)], width, halo=True)
 
 
 def _read(split: SplitFacts, tile: TileFacts) -> tuple[Image, NDArray[np.uint8], NDArray[np.bool_]]:
@@ -603,7 +671,8 @@ def _legend(survey: Survey) -> dict[str, Any]:
             if number
         ],
         "splits": [(split.split, SPLIT_COLORS.get(split.split, "#555555")) for split in survey.splits],
-        "invalid": INVALID,
+        "unseen": _UNSEEN if any(tile.valid < tile.pixels for _, tile in survey.tiles()) else "",
+        "pale": any(tile.ignored for _, tile in survey.tiles()),
     }
 
 
@@ -615,21 +684,21 @@ def _findings(survey: Survey, findings: Sequence[Finding]) -> list[dict[str, Any
     shown = []
     by_name = {(split.split, tile.info.name): (split, tile) for split, tile in survey.tiles()}
     for finding in findings:
-        picture = None
+        picture, caption = None, ""
         tiles = [by_name[key] for key in finding.tiles if key in by_name and not by_name[key][1].problems]
         if left and finding.alignment is not None:
-            picture = _picture_of_shift(finding, tiles)
+            picture, caption = _picture_of_shift(finding.alignment, tiles)
         elif left and finding.severity != "note" and 0 < len(tiles):
             picture = _picture_of_tiles(tiles[:4])
         left -= picture is not None
-        shown.append({"finding": finding, "picture": picture})
+        shown.append({"finding": finding, "picture": picture, "caption": caption})
     return shown
 
 
-def _picture_of_shift(finding: Finding, tiles: Sequence[tuple[SplitFacts, TileFacts]]) -> str | None:
-    alignment = finding.alignment
-    if alignment is None or not tiles:
-        return None
+def _picture_of_shift(alignment: Alignment, tiles: Sequence[tuple[SplitFacts, TileFacts]]) -> tuple[str | None, str]:
+    """Return a picture of the mask as it lies, where it fits, and of the fit by shift; and what to see in it."""
+    if not tiles:
+        return None, ""
     split, tile = max(tiles, key=lambda item: sum(count for _, count in item[1].windows))
     window, _ = max(tile.windows, key=lambda item: item[1])
     image, mask, valid = _read(split, tile)
@@ -638,31 +707,38 @@ def _picture_of_shift(finding: Finding, tiles: Sequence[tuple[SplitFacts, TileFa
     top = min(max(window.top + window.height // 2 - side // 2 - rows.start, 0), max(mask.shape[0] - side, 0))
     left = min(max(window.left + window.width // 2 - side // 2 - columns.start, 0), max(mask.shape[1] - side, 0))
     part = np.s_[top : top + side, left : left + side]
-    image, mask, valid = image[part], mask[part], valid[part]
-    glacier = np.isin(mask, split.glacier_ids)
-    moved = np.zeros_like(glacier)
-    height, width = glacier.shape
+    # Beyond the tile's edge the mask goes on as it is there: what is moved in from outside has no outline of its own.
+    whole = np.pad(np.isin(mask, split.glacier_ids), REACH, mode="edge")
+    image, valid = image[part], valid[part]
+    height, width = valid.shape
+
+    def moved(down: int, right: int) -> NDArray[np.bool_]:
+        first, start = top + REACH - down, left + REACH - right
+        return whole[first : first + height, start : start + width]
+
     down, right = alignment.rows, alignment.columns
-    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = glacier[
-        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-    ]
-    figure = Figure(figsize=(9.4, 3.3), layout="constrained")
+    figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     pictured = stretch(image, valid)
-    for axis, area, color, title in (
-        (axes[0], glacier, OUTLINE_COLORS[0], f"as it is ({tile.info.name})"),
-        (axes[1], moved, "#38e8ff", f"shifted {_signed(down)} rows, {_signed(right)} columns"),
+    for axis, shift, color, title in (
+        (axes[0], (0, 0), OUTLINE_COLORS[0], "the mask as it lies"),
+        (axes[1], (down, right), _FITTING, f"moved {direction(alignment)}"),
     ):
-        show(axis, pictured, valid)
-        outline(axis, area, color, 1.1)
+        show(axis, pictured, valid, _UNSEEN)
+        outline(axis, moved(*shift), color, 1.1, halo=True)
         axis.set_title(title, fontsize=9, loc="left")
     scores = np.where(np.isfinite(alignment.scores), alignment.scores, np.nan)
     axes[2].imshow(scores, cmap="Greys", extent=(-REACH - 0.5, REACH + 0.5, REACH + 0.5, -REACH - 0.5))
-    axes[2].plot(0, 0, "o", color=OUTLINE_COLORS[0], markersize=7, markeredgecolor="black")
-    axes[2].plot(right, down, "o", color="#38e8ff", markersize=7, markeredgecolor="black")
-    axes[2].set_title("correlation of edges, by shift (pixels)", fontsize=9, loc="left")
+    for place, color in (((0, 0), OUTLINE_COLORS[0]), ((right, down), _FITTING)):
+        axes[2].plot(*place, "o", color=color, markersize=7, markeredgecolor="black")
+    axes[2].set_title("fit of the edges, by shift", fontsize=9, loc="left")
+    axes[2].set_xlabel("pixels to the right", fontsize=8, labelpad=1)
+    axes[2].set_ylabel("pixels down", fontsize=8, labelpad=1)
     axes[2].tick_params(labelsize=8, length=2)
-    return _png(figure)
+    return _png(figure), (
+        f"{width} × {height} pixels of tile {tile.info.name}. Right: how well edges of mask and image fit (their "
+        "correlation) for every shift of the mask, the darker the better; dots are the two masks on the left."
+    )
 
 
 def _picture_of_tiles(tiles: Sequence[tuple[SplitFacts, TileFacts]]) -> str:
@@ -672,14 +748,10 @@ def _picture_of_tiles(tiles: Sequence[tuple[SplitFacts, TileFacts]]) -> str:
         step = max(1, max(mask.shape) // 300)
         image, mask, valid = image[::step, ::step], mask[::step, ::step], valid[::step, ::step]
         known = valid & np.isfinite(image).all(axis=-1)
-        show(axis, _dimmed(stretch(image, known), mask), known)
+        show(axis, _dimmed(stretch(image, known), mask), known, _UNSEEN)
         _outlines(axis, mask, split)
         axis.set_title(f"{split.split} · {tile.info.name}", fontsize=8, loc="left")
     return _png(figure)
-
-
-def _signed(count: int) -> str:
-    return f"{count:+d}" if count else "0"
 
 
 # -- the page ------------------------------------------------------------------------------------------------
@@ -699,7 +771,11 @@ def _embedded(figure: Figure, kind: str, **options: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-_TEMPLATE = """<!DOCTYPE html>
+_TEMPLATE = """{% macro item(label, color, kind="") -%}
+<span class="item"><span class="swatch {{ kind }}" style="{{ "border-color" if kind else "background" }}:{{ color }}">
+</span>{{ label }}</span>
+{%- endmacro %}
+<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -715,21 +791,24 @@ _TEMPLATE = """<!DOCTYPE html>
   table { border-collapse: collapse; width: 100%; font-size: .87rem; }
   th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid #e6eaee; vertical-align: top; }
   th { color: #6b7785; font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
+  td.n + td:not(.n), th.n + th:not(.n) { padding-left: 1.2rem; }
   dl { display: grid; grid-template-columns: 6.5rem 1fr; gap: .3rem 1rem; font-size: .9rem; margin: 0; }
   dt { color: #6b7785; } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
   .finding { border-left: 4px solid; padding: .55rem .9rem; margin: .7rem 0; background: #f8f9fb; break-inside: avoid; }
   .finding h3 { font-size: .98rem; margin: 0; } .finding p { margin: .2rem 0 0; font-size: .87rem; }
-  .finding .evidence { color: #4a5662; overflow-wrap: anywhere; } .finding img { margin-top: .5rem; display: block; }
+  .finding .evidence { color: #4a5662; overflow-wrap: anywhere; } .finding img { margin-top: .7rem; display: block; }
   .error { border-color: #c62f2f; } .warning { border-color: #e09a1a; } .note { border-color: #8fa1b3; }
   .tag { font-size: .72rem; font-weight: 700; text-transform: uppercase; letter-spacing: .04em; margin-right: .5rem; }
   .error .tag { color: #c62f2f; } .warning .tag { color: #a66b00; } .note .tag { color: #5b6b7b; }
   .good { border-left: 4px solid #3f8f4f; background: #f2f8f3; padding: .55rem .9rem; }
   .weak { border: 2px solid #e09a1a; background: #fff8e8; padding: .7rem 1rem; font-weight: 600; margin: 1rem 0; }
   .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1.1rem; }
-  .few { grid-template-columns: repeat(auto-fit, minmax(480px, 760px)); }
+  .wide { grid-column: 1 / -1; } .wide img { max-height: 860px; display: block; }
+  .beside { display: flex; flex-wrap: wrap; gap: 2rem; } summary { color: #6b7785; cursor: pointer; }
   figure { margin: 0; break-inside: avoid; } figcaption { font-size: .83rem; } figcaption span { color: #6b7785; }
-  .swatch { display: inline-block; width: .85em; height: .85em; margin: 0 .35em 0 .9em; vertical-align: -.06em; }
-  .line { background: none; border: 2.5px solid; width: .55em; height: .55em; }
+  .swatch { display: inline-block; width: .85em; height: .85em; margin-right: .35em; vertical-align: -.06em; }
+  .line { background: none; border: 2.5px solid; width: .5em; height: .5em; outline: 1px solid #8a949e; }
+  .item { display: inline-block; margin-right: 1.1em; }
   .key { font-size: .85rem; color: #4a5662; margin: .2rem 0 .8rem; } .band { margin: 1rem 0 .2rem; font-weight: 600; }
   footer { margin-top: 3rem; color: #6b7785; font-size: .8rem; overflow-wrap: anywhere; }
   @media print { body { margin: 0; max-width: none; font-size: 11pt; }
@@ -738,8 +817,9 @@ _TEMPLATE = """<!DOCTYPE html>
 </head>
 <body>
 <h1>{{ name }} <small>what is in these tiles</small></h1>
-<p class="lead">{{ tiles }} tiles{% if scenes %} of {{ scenes }} scenes{% endif %} in {{ regions }}
-region{{ "" if regions == 1 else "s" }}, {{ bands }} bands ·
+<p class="lead">{{ tiles }} tile{{ "" if tiles == 1 else "s" }}
+{% if scenes %}of {{ scenes }} scene{{ "" if scenes == 1 else "s" }}{% endif %} in {{ regions }}
+region{{ "" if regions == 1 else "s" }}, {{ bands }} band{{ "" if bands == 1 else "s" }} ·
 {{ counts.error }} error{{ "" if counts.error == 1 else "s" }},
 {{ counts.warning }} warning{{ "" if counts.warning == 1 else "s" }},
 {{ counts.note }} note{{ "" if counts.note == 1 else "s" }}</p>
@@ -750,7 +830,8 @@ that rule is copied.</div>
 
 <h2>Findings</h2>
 {% if not findings %}
-<p class="good">Nothing was found: masks lie on their images, no band, tile or split stands out.</p>
+<p class="good">Nothing was found: as far as a program can tell, masks lie on their images, and no band, tile or split
+stands out. Look at the pictures all the same.</p>
 {% endif %}
 {% for entry in findings %}
 <div class="finding {{ entry.finding.severity }}">
@@ -758,6 +839,7 @@ that rule is copied.</div>
   <p class="evidence">{{ entry.finding.evidence }}</p>
   <p><b>What to do:</b> {{ entry.finding.remedy }}</p>
   {% if entry.picture %}<img alt="" src="{{ entry.picture }}">{% endif %}
+  {% if entry.caption %}<p class="evidence">{{ entry.caption }}</p>{% endif %}
 </div>
 {% endfor %}
 
@@ -767,7 +849,7 @@ that rule is copied.</div>
 <th class="n">with a class</th>
 {% for class in class_names %}<th class="n">{{ class }}</th>{% endfor %}<th>regions (tiles)</th></tr>
 {% for row in split_rows %}
-<tr><td><span class="swatch" style="margin-left:0;background:{{ row.color }}"></span>{{ row.name }}</td>
+<tr><td><span class="swatch" style="background:{{ row.color }}"></span>{{ row.name }}</td>
 <td class="n">{{ row.tiles }}</td><td class="n">{{ row.pixels }}</td><td class="n">{{ row.valid }}</td>
 <td class="n">{{ row.labelled }}</td>
 {% for share in row.shares %}<td class="n">{{ share }}</td>{% endfor %}<td>{{ row.regions }}</td></tr>
@@ -775,39 +857,50 @@ that rule is copied.</div>
 </table>
 <p class="key">Shares of classes are of the valid pixels with a class.</p>
 <img alt="Shares of classes by split" src="{{ shares }}">
-{% if separation %}
-<p class="band">How far apart the splits are</p>
-<table>{% for line in separation %}<tr><td>{{ line }}</td></tr>{% endfor %}</table>
-{% endif %}
-
 <h2>Pictures</h2>
-<p class="key">{{ legend.shown }}. Outlines of the mask:
-{% for label, color in legend.outlines %}<span class="swatch line" style="border-color:{{ color }}"></span>{{ label }}
-{% endfor %}· pale: no class ·
-<span class="swatch" style="margin-left:0;background:{{ legend.invalid }}"></span>not seen · edges of tiles:
-{% for label, color in legend.splits %}<span class="swatch line" style="border-color:{{ color }}"></span>{{ label }}
-{% endfor %}</p>
-<div class="pictures{% if pictures | length < 3 %} few{% endif %}">
+<p class="key">{{ legend.shown }}.<br>
+<span class="item">Outlines of the mask:</span>
+{% for label, color in legend.outlines %}{{ item(label, color, "line") }}{% endfor %}
+{% if pictures | selectattr("edges") | list %}
+<span class="item">Edges of tiles:</span>
+{% for label, color in legend.splits %}{{ item(label, color, "line") }}{% endfor %}
+{% endif %}
+{% if legend.unseen %}{{ item("not seen", legend.unseen) }}{% endif %}
+{% if legend.pale %}<span class="item">paler than the rest: seen, but without a class</span>{% endif %}</p>
+<div class="pictures">
 {% for picture in pictures %}
-<figure><img alt="{{ picture.title }}" src="{{ picture.source }}">
+<figure class="{{ picture.kind }}"><img alt="{{ picture.title }}" src="{{ picture.source }}">
 <figcaption>{{ picture.title }}<br><span>{{ picture.text }}</span></figcaption></figure>
 {% endfor %}
 </div>
 
 <h2>Where they lie</h2>
+<div class="beside">
 {% if map %}
-<p class="key">{% for label, color in legend.splits %}<span class="swatch"
-style="background:{{ color }}"></span>{{ label }}{% endfor %}. Kilometres from the middle of each region's tiles, north
-up; a dot where a tile is too small to be seen.{% if unplaced %} {{ unplaced }} tiles have no place.{% endif %}</p>
-<img alt="Footprints of the tiles" src="{{ map[0] }}" style="width:{{ map[1] }}">
+<div style="flex:0 0 {{ map[1] }}"><p class="key">
+{% for label, color in legend.splits %}{{ item(label, color) }}{% endfor %}<br>
+{{ map[2] }}{% if unplaced %} {{ unplaced }} tiles have no place.{% endif %}</p>
+<img alt="Footprints of the tiles" src="{{ map[0] }}"></div>
 {% else %}
 <p>The tiles say nothing of their place: whether they overlap is not known.</p>
 {% endif %}
+{% if separation %}
+<div style="flex:1 1 20rem"><p class="band">How far apart the splits are</p>
+<table>
+{% for pair, distance, names in separation %}
+<tr><td style="white-space:nowrap">{{ pair }}</td><td>{{ distance }}
+{% if names %}<details><summary>which</summary>{{ names }}</details>{% endif %}</td></tr>
+{% endfor %}
+</table>
+<p class="key">Tiles side by side look alike: the nearer the splits, the better scores look than they would elsewhere.
+Divide by regions, or leave a gap between splits, if that matters.</p></div>
+{% endif %}
+</div>
 
 <h2>Values</h2>
-<p class="key">Valid pixels, as stored; each split's curve has the same area, all splits the same bins.
-{% for label, color in legend.splits %}<span class="swatch" style="background:{{ color }}"></span>{{ label }}
-{% endfor %}</p>
+<p class="key">How often each value is there, of the valid pixels as stored, as shares of each split.
+The first and last bin hold what lies beyond, and may be cut off at the top.<br>
+{% for label, color in legend.splits %}{{ item(label, color) }}{% endfor %}</p>
 {% for modality, chart in histograms %}
 <p class="band">{{ modality }}</p>
 <img alt="Histograms of {{ modality }}" src="{{ chart }}">
@@ -818,7 +911,7 @@ up; a dot where a tile is too small to be seen.{% if unplaced %} {{ unplaced }} 
 {% for key, text in facts %}<dt>{{ key }}</dt><dd>{{ text }}</dd>{% endfor %}
 </dl>
 <table style="margin-top:1rem">
-<tr><th>modality</th><th>bands</th><th>unit</th><th>level</th><th>sensor</th><th>absent</th></tr>
+<tr><th>modality</th><th>bands</th><th>unit</th><th>level</th><th>sensor</th><th>absent from tiles</th></tr>
 {% for row in modalities %}
 <tr><td>{{ row.name }}</td><td>{{ row.bands }}</td><td>{{ row.unit }}</td><td>{{ row.level }}</td>
 <td>{{ row.sensor }}</td><td>{{ row.absent }}</td></tr>
@@ -826,9 +919,10 @@ up; a dot where a tile is too small to be seen.{% if unplaced %} {{ unplaced }} 
 </table>
 {% if scene_rows %}
 <table style="margin-top:1rem">
-<tr><th>scene</th><th>region</th><th>date or period</th><th>modalities</th></tr>
+<tr><th>scene</th><th>region</th><th>date or period</th><th>modalities</th><th>outlines</th></tr>
 {% for row in scene_rows %}
-<tr><td>{{ row.name }}</td><td>{{ row.region }}</td><td>{{ row.date }}</td><td>{{ row.modalities }}</td></tr>
+<tr><td>{{ row.name }}</td><td>{{ row.region }}</td><td>{{ row.date }}</td><td>{{ row.modalities }}</td>
+<td>{{ row.outlines }}</td></tr>
 {% endfor %}
 </table>
 {% endif %}

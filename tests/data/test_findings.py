@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from data.findings import Finding, find, swapped_bands
+from data.findings import Finding, find, swapped_bands, values_of_bands
 from data.normalisation import Statistics, fit, published
 from data.survey import survey
 from data.synthetic import BANDS, make_scene
@@ -286,6 +286,28 @@ def test_a_shifted_mask_says_where_it_belongs(content: Content, tmp_path: Path) 
         assert finding.alignment is not None
         assert "up" in finding.evidence and "left" in finding.evidence
         assert np.hypot(finding.alignment.rows + 5, finding.alignment.columns + 3) <= 2
+
+
+def test_exchanged_bands_are_told_once_and_doubted_where_splits_disagree(content: Content, tmp_path: Path) -> None:
+    exchange("red", "swir1")(content)
+    content.write(tmp_path / "all")
+    (found,) = swapped_bands(survey(find_dataset(tmp_path / "all")))
+    assert (found.severity, found.what) == ("error", "red and swir1 of optical seem to be exchanged")
+    names = content.bands["optical"]
+    i, j = names.index("red"), names.index("swir1")
+    for tile in content.splits["train"]:
+        tile.modalities["optical"][..., [i, j]] = tile.modalities["optical"][..., [j, i]]
+    content.write(tmp_path / "some")
+    (found,) = swapped_bands(survey(find_dataset(tmp_path / "some")))
+    assert found.severity == "warning" and found.what.endswith("exchanged in val and test, not in train")
+
+
+def test_saturation_is_told_by_band(content: Content, tmp_path: Path) -> None:
+    to_values("optical", lambda values: np.minimum(values, 0.3))(content)
+    content.write(tmp_path / "some")
+    (found,) = [one for one in values_of_bands(survey(find_dataset(tmp_path / "some"))) if "saturated" in one.what]
+    assert found.evidence.startswith("at 0.3 are ") and found.evidence.endswith(", by split")
+    assert found.evidence.count(" of blue") == 1 and "train" not in found.evidence
 
 
 def test_an_absent_modality_is_counted_not_compared(content: Content, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 from pyproj import CRS
 
+from data.alignment import REACH, Alignment
 from data.findings import Finding, find
 from data.normalisation import fit
 from data.survey import Survey, survey
 from data.tiles import TWO_CLASSES, ClassInfo, TileInfo, TileWriter, find_dataset
 from evaluation import tiles_page
-from evaluation.tiles_page import _choose, _draw, _ground, _local
+from evaluation.tiles_page import _choose, _draw, _ground, _local, _pictures, _unit
 
 WriteTiles = Callable[..., Path]
 UTM = CRS.from_epsg(32645).to_wkt()
@@ -119,6 +120,29 @@ def test_findings_are_told_and_shown(dataset: Survey, tmp_path: Path) -> None:
     assert len(page.images) == len(read(tmp_path / "without.html").images) + 1  # a note needs no picture
 
 
+def test_a_shift_is_shown_with_the_mask_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    surveyed = scene(tmp_path / "some" / "test.hdf5", [(0, 0)], size=96)
+    tile = surveyed.splits[0].tiles[0]
+    (key,) = [(split.split, one.info.name) for split, one in surveyed.tiles()]
+    scores = np.zeros((2 * REACH + 1,) * 2)
+    alignment = Alignment(rows=0, columns=-5, clearness=1.0, agreement=1.0, scores=scores, edges=tile.windows[0][1])
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(tiles_page, "outline", lambda axis, area, *_, **__: drawn.append(area))
+    finding = Finding("error", "shifted", "evidence", "remedy", (key,), alignment)
+    (shown,) = tiles_page._findings(surveyed, [finding])
+    assert shown["picture"].startswith("data:image/png") and "96 × 96 pixels of tile t0-0" in shown["caption"]
+    lies, fits = drawn
+    assert np.array_equal(fits[:, :-5], lies[:, 5:])
+    assert np.array_equal(fits[:, -5:], np.repeat(lies[:, -1:], 5, axis=1))  # no outline where the tile ends
+
+
+def test_bands_have_their_own_unit() -> None:
+    dem = {"type": "dem", "unit": "elevation m, slope °, aspect as sine and cosine, curvature 1/m"}
+    assert [_unit(dem, band) for band in ("elevation", "slope_deg", "curvature")] == ["m", "°", "1/m"]
+    assert _unit({"type": "reflectance", "unit": "digital numbers"}, "red") == "digital numbers"
+    assert _unit({}, "red") == ""
+
+
 def test_names_of_users_are_text(tmp_path: Path) -> None:
     path = tmp_path / "some" / "test.hdf5"
     classes = (ClassInfo("<b>rock</b>"), ClassInfo("ice", glacier=True))
@@ -139,20 +163,41 @@ def test_weak_masks_are_named_loudly(dataset: Survey, tmp_path: Path) -> None:
     tiles_page.write(dataset, [], tmp_path / "page.html")
     text = read(tmp_path / "page.html").text
     assert "Weak masks: nobody drew these outlines. They are ndsi > 0.4." in text
-    assert "WEAK MASKS, no outlines; rule ndsi > 0.4" in text
+    assert "WEAK MASKS, no outlines: ndsi > 0.4" in text
 
 
 def test_what_scenes_say_of_themselves_is_told(dataset: Survey, tmp_path: Path) -> None:
     for split in dataset.splits:
         split.provenance.update(  # type: ignore[attr-defined]
             modalities={"optical": {"unit": "reflectance", "level": "L1C", "sensor": "MSI"}},
-            scenes={"hunza": {"region": "HMA", "date": "2020-08-01", "files": {"optical": ["a.tif"]}}},
-            split={"by": "blocks", "separation": ["train–val: 3.2 km"]},
+            scenes={
+                "hunza": {
+                    "region": "HMA",
+                    "date": "2020-08-01",
+                    "files": {"optical": ["a.tif"]},
+                    "outlines": {
+                        "ice": {"path": "x/rgi.gpkg", "kept": 7, "first_date": "2000-07-01", "last_date": "2001-11-03"}
+                    },
+                }
+            },
+            split={
+                "by": "blocks",
+                "separation": ["train–val: 3.2 km", "train–test: 0 m, 1 pair of tiles touches: a, b"],
+            },
             mask={"kind": "outlines", "ignore_buffer_m": 30},
         )
     tiles_page.write(dataset, [], tmp_path / "page.html")
     text = read(tmp_path / "page.html").text
-    for part in ("L1C", "MSI", "hunza", "2020-08-01", "train–val: 3.2 km", "outlines; ignore_buffer_m 30"):
+    for part in (
+        "L1C",
+        "MSI",
+        "7 of ice in rgi.gpkg, of 2000-07-01 to 2001-11-03",
+        "hunza",
+        "2020-08-01",
+        "train–val 3.2 km",
+        "train–test 0 m, 1 pair of tiles touches which a, b",
+        "outlines; pixels within 30 m of an outline count nowhere",
+    ):
         assert part in text
 
 
@@ -191,14 +236,14 @@ def test_a_mosaic_shows_each_pixel_in_its_place(tmp_path: Path, monkeypatch: pyt
     surveyed = scene(tmp_path / "some" / "test.hdf5", [(0, 0), (0, 1), (1, 0), (1, 1)])
     (picture,) = _choose(surveyed)
     shown: list[np.ndarray] = []
-    monkeypatch.setattr(tiles_page, "show", lambda axis, image, seen: shown.append(image))
+    monkeypatch.setattr(tiles_page, "show", lambda axis, image, *_: shown.append(image))
     from matplotlib.figure import Figure
 
-    for side in (700, 20):
+    for side in (1000, 20):
         monkeypatch.setattr(tiles_page, "_SIDE", side)
         _draw(Figure().subplots(), picture)
         image = shown.pop()[..., 0]
-        step = 1 if side == 700 else 3
+        step = 1 if side == 1000 else 3
         expected = np.add.outer(2 * np.arange(0, 48, step), np.arange(0, 48, step)).astype(np.float32)
         low, high = np.percentile(expected, [2, 98])
         np.testing.assert_allclose(image, np.clip((expected - low) / (high - low), 0, 1), atol=1e-5)
@@ -216,6 +261,12 @@ def test_coarse_pictures_come_with_single_tiles(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tiles_page, "_SIDE", 30)
     pictures = _choose(scene(tmp_path / "some" / "test.hdf5", [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]))
     assert [len(picture.pieces) for picture in pictures] == [5, 1, 1, 1]
+
+
+def test_a_scene_has_the_width_of_the_page_and_says_its_own(tmp_path: Path) -> None:
+    (picture,) = _pictures(scene(tmp_path / "some" / "test.hdf5", [(0, 0), (0, 1)], "hunza", size=100))
+    assert (picture["kind"], picture["edges"]) == ("wide", "tiles")
+    assert "200 × 100 px, 6.0 × 3.0 km" in picture["text"]
 
 
 def test_footprints_are_in_kilometres_north_up() -> None:
