@@ -214,6 +214,39 @@ def build_mini(
     return keras.Model(tensors, {"output": head(x, num_classes, "output")}, name="mini_model")
 
 
+def build_tiny(
+    inputs: dict[str, int],
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    width: int = 4,
+    dropout: float = 0.1,
+    location_size: int = 0,
+) -> Any:
+    """Build two convolutions, for what depends on no architecture: built, traced and trained in a moment."""
+    import keras
+
+    tensors = {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
+    x = list(tensors.values())[0] if len(tensors) == 1 else keras.layers.Concatenate()(list(tensors.values()))
+    x = keras.layers.Dropout(dropout)(keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x))
+    if location_size:
+        tensors["location"] = keras.Input((location_size,), name="location")
+        x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, width))(keras.layers.Dense(width)(tensors["location"]))])
+    activation = "softmax" if num_classes > 1 else "sigmoid"
+    output = keras.layers.Conv2D(num_classes, 1, activation=activation, dtype="float32", name="output")(x)
+    return keras.Model(tensors, {"output": output})
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make `tiny` one of the zoo's architectures; return the function that builds it."""
+    import architectures
+
+    module: Any = SimpleNamespace(build=build_tiny, stride=lambda **_: 1)
+    monkeypatch.setitem(architectures.REGISTRY, "tiny", module)
+    return build_tiny
+
+
 @pytest.fixture
 def mini(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make `mini` one of the zoo's architectures; return the function that builds it."""
@@ -226,6 +259,21 @@ def mini(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return architectures.build("mini", inputs, num_classes, patch_size, **options)
 
     return build
+
+
+@pytest.fixture
+def zero_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let networks start from zeros: random values for millions of weights that are not looked at take seconds."""
+    import keras
+
+    def zeros(self: Any, shape: Any, dtype: Any = None, **_: Any) -> Any:
+        return keras.ops.zeros(shape, dtype)
+
+    kinds = [keras.initializers.Initializer]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if kind.__module__.endswith(".random_initializers") and "__call__" in vars(kind):
+            monkeypatch.setattr(kind, "__call__", zeros)
 
 
 @pytest.fixture

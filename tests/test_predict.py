@@ -27,9 +27,9 @@ from training.record import Best, ClassRecord, Modality, Record, load_record, re
 
 WriteTiles = Callable[..., Path]
 PATCH = 16
-OPTIONS = {"fusion_width": 4, "width": 4, "steps": 2}
+OPTIONS = {"width": 4, "steps": 1, "dropout": 0.1}
 RECIPE = """
-architecture: {name: resunet, options: {fusion_width: 4, width: 4, steps: 2}}
+architecture: {name: unet, options: {width: 4, steps: 1, dropout: 0.1}}
 inputs: [optical, dem, sar]
 loss: {focal: {gamma: 2.0}}
 training: {patch_size: 16, schedule: {name: cosine}}
@@ -39,7 +39,7 @@ training: {patch_size: 16, schedule: {name: cosine}}
 def build(inputs: dict[str, int], outputs: int) -> keras.Model:
     """A small network with random weights, always the same."""
     keras.utils.set_random_seed(1)
-    model = architectures.build("resunet", inputs, outputs, PATCH, **OPTIONS)
+    model = architectures.build("unet", inputs, outputs, PATCH, **OPTIONS)
     for weight in model.weights:  # moving statistics and biases, too, so that none can be left out unseen
         weight.assign(weight + keras.random.uniform(weight.shape, -0.1, 0.1))
     return model
@@ -52,7 +52,7 @@ def describe_run(name: str, inputs: dict[str, int], outputs: int) -> None:
     save_record(
         Record(
             name=name,
-            architecture="resunet",
+            architecture="unet",
             options=OPTIONS,
             modalities=tuple(Modality(name=key, channels=count, bands=()) for key, count in inputs.items()),
             classes=tuple(ClassRecord(name=c.name, glacier=c.glacier, color=c.color) for c in TWO_CLASSES),
@@ -120,10 +120,10 @@ def test_a_run_predicts_its_own_test_tiles_from_its_two_files(
 
 
 def test_the_architecture_names_the_run_that_has_no_other_name(workspace: Path) -> None:
-    build({"optical": 6}, 1).save_weights(weights_path("resunet"))
-    describe_run("resunet", {"optical": 6}, 1)
-    predict.main(["-m", "resunet", "--split", "val", "--regions", "ALP", "--overlap", "0.25", "--batch-size", "3"])
-    result = PredictionFile(path_of("resunet"))
+    build({"optical": 6}, 1).save_weights(weights_path("unet"))
+    describe_run("unet", {"optical": 6}, 1)
+    predict.main(["-m", "unet", "--split", "val", "--regions", "ALP", "--overlap", "0.25", "--batch-size", "3"])
+    result = PredictionFile(path_of("unet"))
     assert result.source == Path("tiles/small/val.hdf5") and result.region_by_tile == {"t1": "ALP"}
     assert result.probs("t1").shape == (32, 40, 1)
     np.testing.assert_array_equal(result.read("t1").labels, result.probs("t1")[..., 0] > 0.5)
@@ -150,7 +150,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_no_policy_behind(workspace: Pat
 def test_a_weights_file_needs_no_record(workspace: Path, write_published_2023: WriteTiles) -> None:
     Path("small.yaml").write_text(RECIPE)
     write_published_2023(Path("published.hdf5"))
-    model = architectures.build("resunet", {"optical": 6, "dem": 2, "sar": 2}, 2, PATCH, **OPTIONS)
+    model = architectures.build("unet", {"optical": 6, "dem": 2, "sar": 2}, 2, PATCH, **OPTIONS)
     model.save_weights("theirs.weights.h5")
     Path("theirs.weights.h5").rename("theirs.h5")
     predict.main(["-m", "small.yaml", "-w", "theirs.h5", "--data", "published.hdf5"])

@@ -25,7 +25,7 @@ from training.record import Best, ClassRecord, Modality, Record, save_record, we
 
 WriteRaster = Callable[..., Path]
 PATCH = 16
-OPTIONS = {"fusion_width": 4, "width": 4, "steps": 2}
+OPTIONS = {"width": 4, "steps": 1}
 BANDS = {"optical": ("red", "nir", "swir1"), "dem": ("elevation", "slope")}
 STATISTICS = Statistics(
     "standardise",
@@ -35,7 +35,7 @@ STATISTICS = Statistics(
 )
 PLACE = (30.0, 0.0, 500_000.0, 0.0, -30.0, 3_100_000.0)
 RECIPE = """
-architecture: {name: resunet, options: {fusion_width: 4, width: 4, steps: 2}}
+architecture: {name: unet, options: {width: 4, steps: 1}}
 inputs: [optical, dem]
 loss: {focal: {gamma: 2.0}}
 training: {patch_size: 16, schedule: {name: cosine}}
@@ -44,7 +44,7 @@ training: {patch_size: 16, schedule: {name: cosine}}
 
 def build(seed: int = 1) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    model = architectures.build("resunet", {key: len(names) for key, names in BANDS.items()}, 2, PATCH, **OPTIONS)
+    model = architectures.build("unet", {key: len(names) for key, names in BANDS.items()}, 2, PATCH, **OPTIONS)
     for weight in model.weights:
         weight.assign(weight + keras.random.uniform(weight.shape, -0.1, 0.1))
     return model
@@ -57,7 +57,7 @@ def save_run(name: str, seed: int = 1) -> keras.Model:
     save_record(
         Record(
             name=name,
-            architecture="resunet",
+            architecture="unet",
             options=OPTIONS,
             modalities=tuple(Modality(name=key, channels=len(names), bands=names) for key, names in BANDS.items()),
             classes=tuple(ClassRecord(name=c.name, glacier=c.glacier, color=c.color) for c in TWO_CLASSES),
@@ -207,7 +207,7 @@ def test_weights_without_a_record_map_scenes(here: Path, write_raster: WriteRast
     )
     (here / "small.yaml").write_text(RECIPE)
     keras.utils.set_random_seed(1)
-    model = architectures.build("resunet", {"optical": 6, "dem": 2}, 2, PATCH, **OPTIONS)
+    model = architectures.build("unet", {"optical": 6, "dem": 2}, 2, PATCH, **OPTIONS)
     model.save_weights(here / "published.weights.h5")
     predict.main(["-m", "small.yaml", "-w", "published.weights.h5", "--optical", "six.tif", "--dem", "hunza/dem.tif"])
     labels = read(here / "predictions" / "published" / "six" / "labels.tif")

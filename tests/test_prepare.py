@@ -158,14 +158,15 @@ def test_every_method_of_scaling_can_be_chosen(command: str, capsys: pytest.Capt
     assert "{" + ",".join(get_args(Method)) + "}" in capsys.readouterr().out
 
 
-def test_wrong_pairs_exit_with_2_and_write_nothing(here: Path) -> None:
+def test_wrong_pairs_are_one_message_and_write_nothing(here: Path) -> None:
     write_pairs(1)
     Path("ALP/0_mask.tif").unlink()
     Path("NZ/0.npy").write_bytes(b"")
-    done = run_script(here, "pairs", "k", *PAIRS, "--test-regions", "HMA")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: 2 problems, nothing is written:\n") and len(done.stderr.splitlines()) == 3
-    assert "no mask, expected ALP/0_mask.tif" in done.stderr and "NZ/0.npy: can't be read" in done.stderr
+    with pytest.raises(UserError, match=r"^2 problems, nothing is written:\n") as raised:
+        prepare.main(["pairs", "k", *PAIRS, "--test-regions", "HMA"])
+    message = str(raised.value)
+    assert len(message.splitlines()) == 3
+    assert "no mask, expected ALP/0_mask.tif" in message and "NZ/0.npy: can't be read" in message
     assert not list(here.glob("tiles/*"))
 
 
@@ -356,14 +357,14 @@ def test_check_takes_a_folder_or_a_single_file(here: Path, capsys: pytest.Captur
     assert '<td class="n">3</td>' in (here / "reports" / "here-tiles.html").read_text(encoding="utf-8")
 
 
-def test_check_of_nothing_and_of_damaged_files_exits_with_2(here: Path) -> None:
-    done = run_script(here, "check", "nowhere")
-    assert done.returncode == 2 and "no dataset 'nowhere'" in done.stderr and "Traceback" not in done.stderr
+def test_check_of_nothing_and_of_damaged_files_is_one_message(here: Path) -> None:
+    with pytest.raises(UserError, match="no dataset 'nowhere'"):
+        prepare.main(["check", "nowhere"])
     run("here", "--train", "train", "--test", "test", "--val-tiles", "01_07")
     path = here / "tiles" / "here" / "val.hdf5"
     path.write_bytes(path.read_bytes()[:3000])
-    done = run_script(here, "check", "here")
-    assert done.returncode == 2 and "val.hdf5" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=r"val\.hdf5"):
+        prepare.main(["check", "here"])
     assert not (here / "reports").exists()
 
 

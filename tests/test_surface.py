@@ -29,7 +29,7 @@ BANDS = ["blue", "green", "red", "nir", "swir1"]
 COLORS = ("#102030", "#9fd8fe", "#8a5a32", "#1f4e9d")  # told apart from all others in the pictures
 NAMES = ("background", "clean ice", "debris-covered ice", "water")
 RECIPE: dict[str, Any] = {
-    "architecture": {"name": "resunet", "options": {"width": 4, "fusion_width": 4, "steps": 1, "dropout": 0.0}},
+    "architecture": {"name": "unet", "options": {"width": 4, "steps": 1, "dropout": 0.0}},
     "inputs": ["optical"],
     "bands": {"optical": ["nir", "red", "green"]},
     "classes": [

@@ -234,6 +234,7 @@ rows = {name: x[[0, 0]] for name, x in batch.items()}
 assert np.abs(np.subtract(*dropout._model.predict_on_batch(rows))).max() > 0.01
 """
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiling takes longer than computing here
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -19,7 +19,7 @@ from training.cross_validation import report
 from training.record import load_record
 
 RECIPE: dict[str, Any] = {
-    "architecture": {"name": "unet", "options": kills.SMALL["unet"]},
+    "architecture": {"name": "tiny", "options": {}},
     "inputs": ["optical", "dem"],
     "loss": {"focal": {}},
     "training": {
@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any) -> Path:
     monkeypatch.chdir(tmp_path)
     kills.write_tiles(Path("tiles/discs"))
     Path("small.yaml").write_text(yaml.safe_dump(RECIPE))

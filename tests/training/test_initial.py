@@ -359,9 +359,9 @@ def test_a_resumed_run_keeps_what_it_started_from_and_how_it_scales(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_dataset("theirs", shift=5.0)
-    run_of("theirs", "first")
+    run_of("theirs", "first", inputs=["dem"])
     write_dataset("mine")
-    Path("small.yaml").write_text(yaml.safe_dump(RECIPE))
+    Path("small.yaml").write_text(yaml.safe_dump({**RECIPE, "inputs": ["dem"]}))
     command = ["-r", "small.yaml", "--data", "mine", "--epochs", "2", "--set", "training.frozen=[fusion]"]
     main([*command, "-n", "alone", "--init", "first"])
     epoch = Run._epoch

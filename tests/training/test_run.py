@@ -37,43 +37,23 @@ THREE_CLASSES = (TWO_CLASSES[0], ClassInfo("clean ice", glacier=True), ClassInfo
 SMALL: dict[str, dict[str, Any]] = {
     "tiny": {},
     "twin": {},
-    "resunet": {"width": 4, "fusion_width": 4, "steps": 1, "dropout": 0.0},
-    "glavitu": {"variant": "2025", "width": 8, "mlp": 8, "depth": 1, "heads": 2, "steps": 1, "dropout": 0.0},
+    "unet": {"width": 4, "steps": 1, "dropout": 0.0},
 }
 COLUMNS = ["epoch", "loss", "val_loss", "learning_rate"]
 SCORES = ["iou", "precision", "recall"]
 
 
-def tiny(
-    inputs: dict[str, int],
-    num_classes: int,
-    size: tuple[int, int],
-    *,
-    width: int = 4,
-    dropout: float = 0.1,
-    location_size: int = 0,
-) -> keras.Model:
-    """Two convolutions, for what depends on no architecture: compiled in a moment."""
-    tensors = {name: keras.Input((*size, channels), name=name) for name, channels in inputs.items()}
-    x = keras.layers.Concatenate()(list(tensors.values()))
-    x = keras.layers.Dropout(dropout)(keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x))
-    activation = "softmax" if num_classes > 1 else "sigmoid"
-    output = keras.layers.Conv2D(num_classes, 1, activation=activation, dtype="float32", name="output")(x)
-    return keras.Model(tensors, {"output": output})
-
-
-def twin(inputs: dict[str, int], num_classes: int, size: tuple[int, int], **_: Any) -> keras.Model:
-    """Give one prediction under two names."""
-    model = tiny(inputs, num_classes, size)
-    output = model.output["output"]
-    return keras.Model(model.input, {"output": output, "deepsupervision": output})
-
-
 @pytest.fixture(autouse=True)
-def small_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, build in (("tiny", tiny), ("twin", twin)):
-        module: Any = SimpleNamespace(build=build, stride=lambda **_: 1)
-        monkeypatch.setitem(architectures.REGISTRY, name, module)
+def twin(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., keras.Model]) -> None:
+    """Make `twin` one of the zoo's architectures, which gives one prediction under two names, beside `tiny`."""
+
+    def build(inputs: dict[str, int], num_classes: int, size: tuple[int, int], *, location_size: int = 0) -> Any:
+        model = tiny(inputs, num_classes, size, dropout=0.0, location_size=location_size)
+        output = model.output["output"]
+        return keras.Model(model.input, {"output": output, "deepsupervision": output})
+
+    module: Any = SimpleNamespace(build=build, stride=lambda **_: 1)
+    monkeypatch.setitem(architectures.REGISTRY, "twin", module)
 
 
 def write_split(
@@ -189,9 +169,9 @@ def matrix_over_all_pixels(model: keras.Model, record: Record, file: TileFile) -
 @pytest.mark.parametrize(
     ("architecture", "outputs", "changes"),
     [
-        ("resunet", ["output"], {"outputs": "sigmoid"}),
+        ("unet", ["output"], {"outputs": "sigmoid"}),
         (
-            "glavitu",
+            "twin",
             ["output", "deepsupervision"],
             {"location": "region", "unknown_region": 0.5, "output_weights": {"deepsupervision": 0.5}},
         ),
@@ -222,7 +202,7 @@ def test_a_run_writes_weights_record_and_log(
     assert list(record.inputs.items()) == [("optical", 3), ("dem", 2), ("sar", 2)]
     assert record.modalities[0].bands == ("green", "nir", "swir")
     assert record.class_list == TWO_CLASSES and record.regions == ("ALP", "HMA")
-    assert record.options.get("location_size") == (3 if architecture == "glavitu" else None)
+    assert record.options.get("location_size") == (3 if architecture == "twin" else None)
     statistics = TileFile(folder / "train.hdf5").statistics
     assert statistics is not None and record.scaling() == statistics.select(["optical", "dem", "sar"])
     assert (record.architecture, record.seed, record.epochs, record.stopped) == (architecture, 5, 3, "finished")
@@ -467,7 +447,7 @@ def test_a_batch_in_parts_trains_as_the_whole_batch_does(
 
 
 def test_parts_of_a_batch_need_less_memory(folder: Path) -> None:
-    whole, parts = planned(folder, "resunet"), planned(folder, "resunet", training__accumulate=4)
+    whole, parts = planned(folder, "unet"), planned(folder, "unet", training__accumulate=4)
     accumulators = 4 * sum(weight.numpy().size for weight in whole.model.trainable_weights)
     activations = training_memory(whole.model, 4, "float32") - training_memory(whole.model, 1, "float32")
     assert whole.memory - parts.memory == pytest.approx(activations - accumulators)
