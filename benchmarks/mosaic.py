@@ -492,7 +492,7 @@ def main(arguments: list[str]) -> None:
         given += [word for name in paths for word in ("--set", f"modalities.{name}.type=bands")]
         regions = ["--regions", *options.regions] if options.regions else []
         run("predict.py", "-n", options.name, "--data", str(dataset.folder), "--split", options.split, *regions, *way)
-        run("predict.py", "-n", options.name, *given, "--scene-name", scene, *way)
+        run("predict.py", "-n", options.name, *given, "--scene-name", scene, "--overlap", "0.5", *way)  # that of tiles
         mapped = read_mapped(file, layout, options.name, Path("predictions") / options.name / scene)
         size = f"{len(layout.places)} tiles in {layout.grid.height}×{layout.grid.width} pixels"
         print(f"{described}\n\n{size}\n")

@@ -197,7 +197,11 @@ def draw(rows: list[Row], path: Path, title: str) -> None:
                     axes.annotate(f"{row.variant.overlap:g}", (row.speed, value), (5, 5), textcoords="offset points")
     axes.axhline(0.5, color="grey", linewidth=0.8)
     axes.text(axes.get_xlim()[0], 0.5, " 99.5 % of labels agree", va="bottom", fontsize=8, color="grey")
-    axes.set(yscale="log", xlabel="speed, published way = 1", ylabel="labels that differ from the published way, %")
+    axes.set(
+        yscale="log",
+        xlabel="speed, published way = 1",
+        ylabel="labels that differ from the published way, % (0.001: none)",
+    )
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(title="engine, kernel; number: overlap", fontsize=8)

@@ -114,7 +114,7 @@ def expected(model: keras.Model, optical: NDArray[np.float32], dem: NDArray[np.f
     def call(batch: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.asarray(model.predict_on_batch(batch)["output"])
 
-    return blend(call, inputs, patch=PATCH, num_outputs=2, batch=4)
+    return blend(call, inputs, patch=PATCH, num_outputs=2, stride=PATCH * 3 // 4, batch=4)
 
 
 def terrain(here: Path) -> NDArray[np.float32]:
@@ -251,7 +251,7 @@ def test_an_exported_model_maps_the_same(here: Path, capsys: pytest.CaptureFixtu
     pytest.importorskip("openvino")
     save_run("r")
     folder = here / "predictions" / "r" / "hunza"
-    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--overlap", "0.25", "--kernel", "cosine"]
+    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--overlap", "0.5", "--kernel", "cosine"]
     predict.main([*command, "--engine", "keras"])
     confidence = read(folder / "confidence.tif")
     assert json.loads((folder / "summary.json").read_text())["engine"] == ["keras"]
