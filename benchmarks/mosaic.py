@@ -330,13 +330,17 @@ _CONFIDENCE = "YlGnBu_r"
 _INCHES = 12.0  # across
 _EDGE, _ROOM, _BETWEEN = 0.1, 0.42, 0.15  # inches: at the sides, above a panel, between two
 _DETAIL = 256  # pixels a side
+_SEEN = 0.7  # of a detail, at least
 _SHARES = 0.2, 0.6  # of glacier that a detail has
+_DARK = 0.6  # exponent: slopes in the shadow are to be seen beside snow in the sun
 _COLORS = 192  # of the image: a false colour needs no more
 _ON_IMAGE: dict[str, Any] = {
     "color": "white",
     "fontweight": "bold",
     "path_effects": [Stroke(linewidth=2, foreground="black"), Normal()],
 }
+
+_FRAME: dict[str, Any] = {"edgecolor": "white", "path_effects": [Stroke(linewidth=3, foreground="black"), Normal()]}
 
 
 @dataclass(frozen=True)
@@ -347,21 +351,23 @@ class Canvas:
     found: list[NDArray[np.float64]]
     pixel_km: NDArray[np.float64]
 
-    def panel(self, axes: Axes, image: NDArray[np.float32], outlines: bool, box: Window, width: float) -> None:
-        """Show the part in `box` of `image`, RGB `(H, W, 3)`, with the outlines if asked for, and a scale bar."""
+    def panel(self, axes: Axes, image: NDArray[np.float32], box: Window, width: float) -> None:
+        """Show the part in `box` of `image`, RGB `(H, W, 3)`, outlines of a `width` above 0, and a scale bar."""
         across, down = self.pixel_km
         rows, columns = image.shape[:2]
         axes.imshow(image, extent=(0, columns * across, rows * down, 0), interpolation="antialiased")
-        for rings, color in ((self.truth, _REFERENCE), (self.found, _MAPPED)) if outlines else ():
+        # The wider line is below: where the two agree, both are seen.
+        lines = ((self.truth, _REFERENCE, 2 * width), (self.found, _MAPPED, width))
+        for rings, color, drawn in lines if width else ():
             axes.add_collection(
-                LineCollection([ring * self.pixel_km for ring in rings], colors=color, linewidths=width)
+                LineCollection([ring * self.pixel_km for ring in rings], colors=color, linewidths=drawn)
             )
         left, top, right, bottom = np.array([box.left, box.top, box.left + box.width, box.top + box.height]) * np.tile(
             self.pixel_km, 2
         )
         axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        length = max(one for one in (1, 2, 5, 10, 20, 50, 100) if one <= max(1, (right - left) / 4))
+        length = max(one for one in (1, 2, 5, 10, 20, 50, 100) if one <= max(1, (right - left) / 3.5))
         x, y = right - 0.03 * (right - left) - length, bottom - 0.05 * (bottom - top)
         halo = [Stroke(linewidth=5, foreground="black"), Normal()]
         axes.plot([x, x + length], [y, y], color="white", linewidth=3, path_effects=halo, solid_capstyle="butt")
@@ -378,7 +384,7 @@ def details(mapped: Mapped) -> list[tuple[str, Window]]:
         for window in windows(tile.height, tile.width, side, max(1, side // 2)):
             box = Window(tile.top + window.top, tile.left + window.left, side, side)
             seen, truth = mapped.seen[box.slices], np.isin(mapped.reference[box.slices], mapped.glacier)
-            if seen.mean() > 0.8 and _SHARES[0] <= truth[seen].mean() <= _SHARES[1]:
+            if seen.mean() > _SEEN and _SHARES[0] <= truth[seen].mean() <= _SHARES[1]:
                 mine = np.isin(mapped.labels[box.slices], mapped.glacier)
                 found.append((float((truth & mine)[seen].sum() / (truth | mine)[seen].sum()), box))
     found.sort(key=lambda one: one[0])
@@ -396,7 +402,7 @@ def draw(mapped: Mapped, paths: dict[str, Path], bands: dict[str, list[str]], pa
     shaded = colormaps[_CONFIDENCE](shades(np.nan_to_num(mapped.confidence)))[..., :3]
     image, shaded = (
         np.where(mapped.seen[..., None], one, nowhere).astype(np.float32)
-        for one in (picture.stretch(values, mapped.seen), shaded)
+        for one in (picture.stretch(values, mapped.seen) ** _DARK, shaded)
     )
     in_pixels = shapely.transform(
         mapped.outlines.geometry.values, lambda xy: np.stack(grid.pixels(xy[:, 0], xy[:, 1]), axis=1)
@@ -412,7 +418,7 @@ def draw(mapped: Mapped, paths: dict[str, Path], bands: dict[str, list[str]], pa
     side = min(side, wide / 4)
     half = wide - len(chosen) * (side + _BETWEEN)
     lower, upper = max(side, half * shape), wide * shape
-    height = upper + lower + 3 * _ROOM + 0.75
+    height = upper + lower + 2 * _ROOM + 0.9
     figure = Figure(figsize=(_INCHES, height), dpi=100)
 
     def axes(left: float, top: float, width: float, tall: float, text: str) -> Axes:
@@ -422,19 +428,26 @@ def draw(mapped: Mapped, paths: dict[str, Path], bands: dict[str, list[str]], pa
 
     top = _ROOM + 0.35
     main = axes(_EDGE, top, wide, upper, f"False colour ({composite})")
-    canvas.panel(main, image, True, everything, 0.5)
+    canvas.panel(main, image, everything, 0.4)
     for number, (_, box) in enumerate(chosen):
         x, y = (float(place) for place in np.array([box.left, box.top]) * canvas.pixel_km)
         across, down = (float(side) for side in np.array([box.width, box.height]) * canvas.pixel_km)
-        main.add_patch(Rectangle((x, y), across, down, fill=False, edgecolor="white", linewidth=1.5))
+        main.add_patch(Rectangle((x, y), across, down, fill=False, linewidth=1.5, **_FRAME))
         main.text(x + 0.3, y + 0.3, "ab"[number], fontsize=12, va="top", **_ON_IMAGE)
     top += upper + _ROOM
     kind = "Confidence: " + ("calibrated " if mapped.calibrated else "") + "probability of the label"
-    canvas.panel(axes(_EDGE, top, half, half * shape, kind), shaded, False, everything, 0)
+    canvas.panel(axes(_EDGE, top, half, half * shape, kind), shaded, everything, 0)
     for number, (text, box) in enumerate(chosen):
         left = _EDGE + half + _BETWEEN + number * (side + _BETWEEN)
-        canvas.panel(axes(left, top, side, side, f"{'ab'[number]}, {text}"), image, True, box, 1.0)
-    below = figure.add_axes((2 * _EDGE / _INCHES, 0.5 / height, (half - 2 * _EDGE) / _INCHES, 0.12 / height))
+        canvas.panel(axes(left, top, side, side, f"{'ab'[number]}, {text}"), image, box, 1.0)
+    below = figure.add_axes(
+        (
+            2 * _EDGE / _INCHES,
+            (height - top - half * shape - 0.22) / height,
+            (half - 2 * _EDGE) / _INCHES,
+            0.12 / height,
+        )
+    )
     figure.colorbar(ScalarMappable(shades, _CONFIDENCE), cax=below, orientation="horizontal")
     below.tick_params(labelsize=9, length=2)
     handles: list[Any] = [Line2D([], [], color=_REFERENCE, linewidth=3, label="outlines of the reference")]
@@ -499,7 +512,9 @@ def main(arguments: list[str]) -> None:
         print("\n".join(f"- {line}" for line in check(mapped)))
         print(f"\n{scores(mapped)}\n\n{areas(mapped)}")
         if options.picture:
-            draw(mapped, paths, file.bands, options.picture, f"{options.name}: {size}")
+            draw(
+                mapped, paths, file.bands, options.picture, f"{dataset.name}, {options.split}, mapped by {options.name}"
+            )
 
 
 if __name__ == "__main__":
