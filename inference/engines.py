@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from inference.predictor import Predictor
 
 ENGINES = ("auto", "keras", "openvino")
-FEW_WINDOWS = 128  # below, an export takes longer than it saves
+FEW_PIXELS = 128 * 384**2  # in windows, below which an export takes longer than it saves
 COMPARED = 4  # windows that an engine is compared with Keras on
 
 
@@ -114,11 +114,11 @@ class Engine:
             return self.precision or "float32"
         return "float32"
 
-    def candidates(self, windows: int, dropout: bool) -> list[str]:
+    def candidates(self, pixels: int, dropout: bool) -> list[str]:
         """Return the precisions in which an export is tried, in this order; none: Keras is to predict.
 
         Args:
-            windows: How many there are to predict.
+            pixels: How many the windows that there are to predict have.
             dropout: Whether dropout is left on, which exports do not have.
 
         Raises:
@@ -128,7 +128,7 @@ class Engine:
             raise UserError("--mc leaves dropout on, which an export does not have: leave --engine or --mc out")
         if self.name == "keras" or dropout:
             return []
-        if self.name == "auto" and (windows < FEW_WINDOWS or self.of_keras != "float32" or not _suitable()):
+        if self.name == "auto" and (pixels < FEW_PIXELS or self.of_keras != "float32" or not _suitable()):
             return []
         if self.precision:
             return [self.precision]
@@ -163,7 +163,7 @@ def choose_engines(
     patch = model.patch_size
     stride = stride_of(patch, overlap, batch)
     windows = sum(len(grid(source.height, source.width, patch, stride)) for source in sources)
-    precisions = engine.candidates(windows * (len(way.tta) + 1), bool(way.mc))
+    precisions = engine.candidates(windows * patch**2 * (len(way.tta) + 1), bool(way.mc))
     if not precisions:
         return list(members)
     found = sample(sources, patch, COMPARED)

@@ -188,7 +188,7 @@ def test_an_export_that_fails_is_left_with_a_warning(
 def test_by_itself_it_exports_where_there_is_much_to_predict_and_no_dropout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "FEW_WINDOWS", 8)
+    monkeypatch.setattr(engines, "FEW_PIXELS", 8 * PATCH**2)
     member = run(tmp_path)
     assert chosen(member, Engine()).engine_name == "keras"
     assert chosen(member, Engine(), side=3 * PATCH).engine_name.startswith("openvino ")
