@@ -19,8 +19,7 @@ _FRAMEWORK = 1.0e9
 def training_memory(model: keras.Model, batch_size: int, precision: str, values_per_parameter: int = 4) -> float:
     """Return the bytes that a training step is expected to need at its peak: the sum of `memory_parts`.
 
-    Measured peaks of the resident memory on CPUs, of all architectures, were 0.8 to 1.7 times this: how much freed
-    memory the C library keeps, and how many threads hold some, differs from machine to machine.
+    Measured peaks of the resident memory on CPUs, of all architectures, were 0.8 to 1.6 times this.
     """
     return sum(memory_parts(model, batch_size, precision, values_per_parameter).values())
 
