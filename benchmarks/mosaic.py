@@ -7,10 +7,10 @@ Reads    weights/NAME.*, tiles of its dataset that lie on one grid
 Writes   predictions/NAME/: the tiles', and those of the scene SPLIT-mosaic; with --picture an image
 
 The tiles lie where their georeference says; what no tile covers is nodata. Tiles and scene are predicted with the
-commands that a user gives. Printed are two Markdown tables: scores of both from pooled counts, and the area of the
-outlines beside the reference's. What the map must keep to is checked: gaps and invalid pixels are nodata in every
-raster, no outline reaches into them, and where all windows over a pixel are the same ones, so is its label, but for
-rounding.
+commands that a user gives. Printed are three Markdown tables: scores of both from pooled counts, the area of the
+outlines beside the reference's, and both tile by tile. What the map must keep to is checked: gaps and invalid pixels
+are nodata in every raster, no outline reaches into them, and where all windows over a pixel are the same ones, so is
+its label, but for rounding.
 """
 
 from __future__ import annotations
@@ -209,10 +209,11 @@ class Mapped:
             found[window.slices] = np.outer(*sides)
         return found
 
-    def reference_km2(self) -> float:
-        """Return the area of the reference's glacier that was seen, on the ellipsoid."""
-        areas = PixelAreas(self.layout.grid).of(Window(0, 0, self.layout.grid.height, self.layout.grid.width))
-        return float(areas[np.isin(self.reference, self.glacier) & self.seen].sum())
+    def area_km2(self, ids: NDArray[np.uint8], window: Window | None = None) -> float:
+        """Return the area on the ellipsoid of what is glacier in `ids` `(H, W)` and was seen, in all or in a window."""
+        window = window or Window(0, 0, self.layout.grid.height, self.layout.grid.width)
+        areas = PixelAreas(self.layout.grid).of(window)
+        return float(areas[(np.isin(ids, self.glacier) & self.seen)[window.slices]].sum())
 
 
 def read_mapped(file: TileFile, layout: Layout, name: str, folder: Path) -> Mapped:
@@ -305,7 +306,7 @@ def scores(mapped: Mapped) -> str:
 
 def areas(mapped: Mapped) -> str:
     """Return the table of areas: the reference's, the outlines', and the intervals."""
-    reference = mapped.reference_km2()
+    reference = mapped.area_km2(mapped.reference)
 
     def interval(of: dict[str, float] | None) -> list[str]:
         if of is None:
@@ -321,6 +322,19 @@ def areas(mapped: Mapped) -> str:
         [f"by probability, {LEVEL:.0%} within", expected, *interval(probable)],
     ]
     return table(["area", "km²", "interval", "has the reference"], rows)
+
+
+def tiles(mapped: Mapped) -> str:
+    """Return the table of tiles, as the scene's map has them."""
+    rows = []
+    for name, window in mapped.layout.places.items():
+        seen = mapped.seen[window.slices]
+        matrix = confusion_matrix(
+            np.where(seen, mapped.reference[window.slices], IGNORE), mapped.labels[window.slices], mapped.classes
+        )
+        areas = (f"{mapped.area_km2(ids, window):.1f}" for ids in (mapped.reference, mapped.labels))
+        rows.append([name, f"{seen.mean():.0%}", f"{counts(matrix, mapped.glacier).iou:.3f}", *areas])
+    return table(["tile", "valid", "IoU", "reference, km²", "mapped, km²"], rows)
 
 
 # -- the picture ---------------------------------------------------------------------------------------------
@@ -510,7 +524,7 @@ def main(arguments: list[str]) -> None:
         size = f"{len(layout.places)} tiles in {layout.grid.height}×{layout.grid.width} pixels"
         print(f"{described}\n\n{size}\n")
         print("\n".join(f"- {line}" for line in check(mapped)))
-        print(f"\n{scores(mapped)}\n\n{areas(mapped)}")
+        print(f"\n{scores(mapped)}\n\n{areas(mapped)}\n\n{tiles(mapped)}")
         if options.picture:
             draw(
                 mapped, paths, file.bands, options.picture, f"{dataset.name}, {options.split}, mapped by {options.name}"

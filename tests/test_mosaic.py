@@ -96,6 +96,9 @@ def test_tiles_become_a_map(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     reference = float(next(row[1] for row in rows if row[0].startswith("reference")))
     # 2,700 pixels of 900 m², on the ellipsoid some 0.08 % larger: UTM shrinks lengths by 0.9996 on its meridian.
     assert reference == pytest.approx(2.4, abs=0.1)
+    by_tile = {row[0]: row for row in rows if row[0] in PLACES}
+    assert list(by_tile) == list(PLACES) and {row[1] for row in by_tile.values()} == {"94%"}
+    assert sum(float(row[3]) for row in by_tile.values()) == pytest.approx(reference, abs=0.2)
     with rasterio.open("scene/optical.tif") as dataset:
         assert dataset.descriptions == BANDS and dataset.transform[:6] == (30, 0, 500_000, 0, -30, 3_900_000)
         values = dataset.read()
