@@ -74,6 +74,14 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     return UserError(f"{path}: can't be read, it may be truncated or damaged ({error.__cause__ or error})")
 
 
+def unwritable(path: str | Path, error: Exception) -> UserError:
+    """Return the error that says that a library can't write a file."""
+    return UserError(
+        f"{path}: can't be written ({error.__cause__ or error}); choose a folder that you may write to, on a disk with "
+        "space left"
+    )
+
+
 def told(problems: Sequence[str]) -> str:
     """Return the message that lists all problems, one a line."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -183,16 +183,15 @@ def predict_scenes(
     folder, backend, run = Path.cwd(), keras.backend.backend(), uuid.uuid4().hex[:8]
     began = time.perf_counter()
     missing = [planned.strips.missing() for planned in plans]
-    windows = [
-        sum(planned.strips.windows(number) for number in numbers)
-        for planned, numbers in zip(plans, missing, strict=True)
-    ]
+    windows = sum(
+        planned.strips.windows(number) for planned, numbers in zip(plans, missing, strict=True) for number in numbers
+    )
     left = [len(numbers) for numbers in missing]
     where: dict[str, tuple[int, int]] = {}
     futures: list[Future] = []
     ended: queue.Queue[Future] = queue.Queue()
     strip = _travelling()
-    bar = progress(range(sum(windows)), "predict", total=sum(windows), unit="window")
+    bar = progress(range(windows), "predict", total=windows, unit="window")
     try:
         for index, (planned, numbers) in enumerate(zip(plans, missing, strict=True)):
             strips = planned.strips
@@ -210,7 +209,7 @@ def predict_scenes(
                 future.add_done_callback(ended.put)
         for index, planned in enumerate(plans):
             if not left[index]:
-                yield planned, finish_scene(planned.strips, 0, 0, began)
+                yield planned, finish_scene(planned.strips, (), began)
         for _ in range(len(futures)):
             future = _next(client, ended)
             index, number = where[str(future.key)]
@@ -218,7 +217,7 @@ def predict_scenes(
             bar.update(plans[index].strips.windows(number))
             left[index] -= 1
             if not left[index]:
-                yield plans[index], finish_scene(plans[index].strips, len(missing[index]), windows[index], began)
+                yield plans[index], finish_scene(plans[index].strips, missing[index], began)
     finally:
         bar.close()
         if any(not future.done() for future in futures) and client.status == "running":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import console
-from console import UserError
+from data.rasters import unwritable
 
 if TYPE_CHECKING:
     import geopandas
@@ -83,9 +83,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (DataSourceError, DataLayerError, sqlite3.Error, OSError) as error:
-        raise UserError(
-            f"{path}: can't be written ({error}); choose a folder that you may write to, on a disk with space left"
-        ) from error
+        raise unwritable(path, error) from error
 
 
 # As QGIS makes it when it saves a style with its layer; it reads the style that is marked as default.

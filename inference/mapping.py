@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from console import replacing, warn
+from console import remove_leftovers, replacing, warn
 from data.predictions import per_class
 from evaluation.calibration import Calibrator
 from inference.confidence import Combination, Way, weights_digests
@@ -23,7 +23,6 @@ from inference.scenes import (
     ScenePlan,
     ScenePrediction,
     SceneSource,
-    build_overviews,
     plain,
     plan_scene,
     predict_planned,
@@ -199,7 +198,7 @@ def predict_map(planned: MapPlan) -> ScenePrediction:
 
 
 def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") -> Mapped:
-    """Write outlines and a summary of a scene beside its rasters.
+    """Write outlines and a summary of a scene beside its rasters, and forget its strips.
 
     Raises:
         UserError: If a raster can't be read, or nothing can be written.
@@ -209,9 +208,11 @@ def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") ->
     heights = dem.rasters[0] if dem is not None and len(dem.rasters) == 1 else None
     if dem is not None and heights is None and dem.rasters:
         warn(f"scene {scene.name}: elevations are not added to the outlines: its DEM lies in several files")
+    target, summary = folder / "outlines.gpkg", folder / "summary.json"
+    remove_leftovers(target, summary)
     outlines = write_outlines(
         rasters.labels,
-        folder / "outlines.gpkg",
+        target,
         planned.strips.classes,
         confidence=rasters.confidence,
         probs=rasters.probs,
@@ -225,11 +226,11 @@ def finish_map(planned: MapPlan, rasters: ScenePrediction, command: str = "") ->
         src_date=scene.date,
         described=f"{scene.name}, mapped by {planned.name}; {command}",
     )
-    for path in (rasters.labels, rasters.confidence):
-        build_overviews(path)
     if rasters.probs is not None and not planned.keep_probs:
         rasters.probs.unlink()
     mapped = Mapped(scene.name, folder, scene.grid.height * scene.grid.width, rasters, outlines)
-    with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps({**mapped.to_json(), **planned.facts, "command": command}, indent=1))
+    facts = {**planned.facts, "correlation_length_m": planned.correlation_length_m, "command": command}
+    with replacing(summary) as temporary:
+        temporary.write_text(json.dumps({**mapped.to_json(), **facts}, indent=1))
+    planned.strips.clear()
     return mapped

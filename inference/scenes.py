@@ -11,26 +11,29 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import rasterio
+import rasterio.errors
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterWindow
 
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.grids import Grid
 from data.normalisation import Statistics, scaled
+from data.rasters import unwritable
 from data.scenes import Scene, hidden, read_source
 from data.tiles import IGNORE, ClassInfo, level_note
 from data.windows import Window, starts
 from inference.predictor import InputSet
-from inference.sliding import Floats, Kernel, Piece, Predict, blend_rows, pieces, stride_of
+from inference.sliding import Floats, Kernel, Piece, Predict, Source, blend_rows, pieces, stride_of
 
 ROWS = 16
 """Rows of windows in a strip: one more is predicted for each, so that few are cheap and none is costly to lose."""
@@ -42,7 +45,7 @@ UNSEEN = 65535
 """The stored number that means nodata."""
 
 _BLOCK = 256  # pixels a side of the rasters' blocks
-_FORMAT = 1  # of the working folder: another one is not taken up
+_FORMAT = 2  # of the working folder: another one is not taken up
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class SceneSource:
     def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
         """Return the scaled inputs of a window and where the scene was seen; what lies beyond the scene is cut.
 
-        A modality without a value in the window is absent: NaN everywhere.
+        A pixel is seen where the modalities that must be there have a value, and each set has one of its own. A
+        modality without a value in the window is absent: NaN everywhere.
         """
         rows, columns = (
             range(*part.indices(side)) for part, side in zip(window.slices, (self.height, self.width), strict=True)
@@ -87,13 +91,16 @@ class SceneSource:
         inputs: dict[str, Floats] = {}
         for one in self.sets:
             inputs |= {f"{one.prefix}{name}": vector for name, vector in one.vectors.items()}
+            of_set = np.zeros_like(seen)
             for modality, bands in one.bands.items():
                 read = np.full((grid.height, grid.width, len(bands)), np.nan, np.float32)
                 if modality in values:
                     there = self.scene.sources[modality].bands
                     read = values[modality][..., [there.index(name) for name in bands]]
-                known = np.isfinite(read).any()
-                inputs[f"{one.prefix}{modality}"] = scaled(one.statistics, modality, read) if known else read
+                known = np.isfinite(read).any(axis=-1)
+                of_set |= known
+                inputs[f"{one.prefix}{modality}"] = scaled(one.statistics, modality, read) if known.any() else read
+            seen &= of_set
         return inputs, seen
 
 
@@ -201,7 +208,8 @@ class ScenePrediction:
     """Where a scene's rasters are, and how it went.
 
     `labels`: class ids, uint8, 255 = not seen. `confidence`: probability of the label, uint16 · `SCALE`. `probs`: of
-    each output, likewise, if asked for. `windows` counts what was predicted in this run, `seconds` what that took.
+    each output, likewise, if asked for. `windows` counts what was predicted in this run, without those in which nothing
+    was seen, `seconds` what that took.
     """
 
     labels: Path
@@ -245,9 +253,13 @@ class ScenePlan:
         return [number for number in range(len(self.parts)) if not is_finished(self.work, number)]
 
     def windows(self, number: int) -> int:
-        """Return how many windows a strip is blended of."""
+        """Return how many windows a strip is blended of, seen or not."""
         columns = starts(self.scene.grid.width, self.settings.patch, self.settings.stride)
         return len(self.parts[number].tops) * len(columns)
+
+    def clear(self) -> None:
+        """Remove the working folder: from then on, a prediction of the scene begins anew."""
+        shutil.rmtree(self.work)
 
 
 def plan_scene(
@@ -280,22 +292,21 @@ def plan_scene(
     return ScenePlan(source.scene, parts, work, folder, tuple(classes), settings, facts)
 
 
-def finish_scene(planned: ScenePlan, predicted: int, windows: int, began: float) -> ScenePrediction:
-    """Make the rasters of a scene's finished strips and remove its working folder.
+def finish_scene(planned: ScenePlan, predicted: Sequence[int], began: float) -> ScenePrediction:
+    """Make the rasters of a scene's finished strips, which stay until `ScenePlan.clear`.
 
     Args:
         planned: The scene.
-        predicted: How many strips were predicted in this run.
-        windows: How many windows those had.
+        predicted: The numbers of the strips that were predicted in this run.
         began: When, by `time.perf_counter`.
     """
+    windows = sum(int(json.loads(_done(planned.work, number).read_text())["windows"]) for number in predicted)
     keep_probs = planned.settings.keep_probs
     result = assemble(
         planned.work, planned.parts, planned.scene, planned.folder, planned.classes, keep_probs, planned.facts
     )
-    shutil.rmtree(planned.work)
     seconds = time.perf_counter() - began
-    return ScenePrediction(*result, windows, seconds, len(planned.parts) - predicted)
+    return ScenePrediction(*result, windows, seconds, len(planned.parts) - len(predicted))
 
 
 def predict_scene(
@@ -338,30 +349,46 @@ def predict_scene(
         source, folder, classes=classes, num_outputs=num_outputs, patch=patch, overlap=overlap, batch=batch,
         keep_probs=keep_probs, described=described, shape=shape,
     )  # fmt: skip
-    return predict_planned(predict, planned, finish or plain)
+    prediction = predict_planned(predict, planned, finish or plain)
+    planned.clear()
+    return prediction
 
 
 def predict_planned(
     predict: Predict, planned: ScenePlan, finish: Callable[[Floats], tuple[Floats, NDArray[np.uint8]]]
 ) -> ScenePrediction:
     """Predict the missing strips of a scene one after another, and make its rasters; see `predict_scene`."""
-    batch = planned.settings.batch
     missing = planned.missing()
     windows = sum(planned.windows(number) for number in missing)
     began = time.perf_counter()
     bar = progress(range(windows), "predict", total=windows, unit="window")
-    steps = iter(bar)
-
-    def counted(inputs: dict[str, Floats]) -> NDArray[np.floating]:
-        predicted = predict(inputs)
-        for _ in range(batch):
-            next(steps, None)
-        return predicted
-
     for number in missing:
-        predict_strip(counted, planned.parts[number], planned.work, number, planned.settings, finish)
+        piece = planned.parts[number]
+        watched = replace(piece, source=_Watched(piece.source, bar.update))
+        predict_strip(predict, watched, planned.work, number, planned.settings, finish)
     bar.close()
-    return finish_scene(planned, len(missing), windows, began)
+    return finish_scene(planned, missing, began)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A source that tells of every window that is read of it, predicted or not."""
+
+    source: Source
+    tell: Callable[[], Any]
+
+    @property
+    def height(self) -> int:
+        return self.source.height
+
+    @property
+    def width(self) -> int:
+        return self.source.width
+
+    def read(self, window: Window) -> tuple[Mapping[str, Floats], NDArray[np.bool_]]:
+        found = self.source.read(window)
+        self.tell()
+        return found
 
 
 def plain(probs: Floats) -> tuple[Floats, NDArray[np.uint8]]:
@@ -386,7 +413,8 @@ def predict_strip(
         UserError: If a raster can't be read, or the model returns anything but numbers.
     """
     shape = (piece.bottom - piece.top, piece.source.width)
-    layers: dict[str, np.memmap[Any, Any]] = {}
+    layers: dict[str, BinaryIO] = {}
+    windows = 0
     remove_leftovers(*(_layer(work, number, name) for name in ("labels", "confidence", "probs")))
     with ExitStack() as whole:  # a worker that is given up, but goes on, must not write into another's strip
         for rows in blend_rows(
@@ -411,16 +439,16 @@ def predict_strip(
             }
             if settings.keep_probs:
                 found["probs"] = _stored(probs, rows.seen[..., None])
-            first = rows.top - piece.top
+            windows += rows.windows
             for name, values in found.items():
                 if name not in layers:
                     path = whole.enter_context(replacing(_layer(work, number, name)))
-                    layers[name] = np.lib.format.open_memmap(path, "w+", values.dtype, (*shape, *values.shape[2:]))
-                layers[name][first : first + len(values)] = values
-        while layers:
-            layers.popitem()[1].flush()
+                    layers[name] = whole.enter_context(path.open("wb"))
+                    _write_header(layers[name], values.dtype, (*shape, *values.shape[2:]))
+                # Not through a memory map, by which a full disk ends the process without a word.
+                layers[name].write(values.tobytes())
     with replacing(_done(work, number)) as temporary:
-        temporary.write_text(json.dumps({"top": piece.top, "bottom": piece.bottom}))
+        temporary.write_text(json.dumps({"top": piece.top, "bottom": piece.bottom, "windows": windows}))
 
 
 def assemble(
@@ -432,14 +460,19 @@ def assemble(
     keep_probs: bool,
     facts: Mapping[str, Any],
 ) -> tuple[Path, Path, Path | None]:
-    """Write the rasters of a scene from its finished strips, block by block; return where they are."""
+    """Write the rasters of a scene from its finished strips, block by block; return where they are.
+
+    Raises:
+        UserError: If they can't be written.
+    """
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     tags["classes"] = json.dumps([asdict(info) for info in classes])
     names = ["labels", "confidence", *(["probs"] if keep_probs else [])]
     paths: dict[str, Path] = {}
     for name in names:
         paths[name] = folder / f"{name}.tif"
-        with replacing(paths[name]) as temporary:
+        remove_leftovers(paths[name])
+        with _raster_errors(paths[name]), replacing(paths[name]) as temporary:
             first = np.load(_layer(work, 0, name), mmap_mode="r")
             bands = first.shape[2] if first.ndim == 3 else 1
             with rasterio.open(temporary, "w", **_profile(scene.grid, name, bands)) as dataset:
@@ -451,6 +484,8 @@ def assemble(
                         dataset.write(np.moveaxis(np.atleast_3d(block), -1, 0), window=window)
                 dataset.update_tags(**tags)
                 _describe(dataset, name, classes)
+            _build_overviews(temporary)
+            _check_whole(temporary)
     return paths["labels"], paths["confidence"], paths.get("probs")
 
 
@@ -489,7 +524,38 @@ def _describe(dataset: Any, name: str, classes: Sequence[ClassInfo]) -> None:
         dataset.set_band_description(band, text)
 
 
-def build_overviews(path: Path) -> None:
+@contextmanager
+def _raster_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+        raise unwritable(path, error) from error
+
+
+def _check_whole(path: Path) -> None:
+    """Raise an error where blocks of a raster are missing: what GDAL can't write as it closes a file, nobody is told.
+
+    Raises:
+        rasterio.errors.RasterioIOError: If a block, of the raster or its overviews, does not lie within the file.
+    """
+    size = path.stat().st_size
+    with rasterio.open(path) as dataset:
+        levels = [None, *range(len(dataset.overviews(1)))]
+        for level in levels:
+            with rasterio.open(path, **({} if level is None else {"overview_level": level})) as one:
+                rows, columns = (-(-side // block) for side, block in zip(one.shape, one.block_shapes[0], strict=True))
+            for band in dataset.indexes:
+                for row in range(rows):
+                    for column in range(columns):
+                        first, length = (
+                            int(dataset.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", band, level) or 0)
+                            for what in ("OFFSET", "SIZE")
+                        )
+                        if not first or first + length > size:
+                            raise rasterio.errors.RasterioIOError(f"block {row}, {column} is missing")
+
+
+def _build_overviews(path: Path) -> None:
     """Add overviews to a raster, so that a GIS draws it at once: the nearest of classes, the mean of probabilities."""
     with rasterio.open(path, "r+") as dataset:
         factors = [factor for factor in (2, 4, 8, 16, 32) if min(dataset.shape) // factor >= 128]
@@ -515,6 +581,11 @@ def _open_work(work: Path, scene: Scene, facts: Mapping[str, Any]) -> None:
     if not stored.is_file():
         with replacing(stored) as temporary:
             temporary.write_text(digest)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
 
 
 def _layer(work: Path, number: int, name: str) -> Path:

@@ -72,12 +72,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows of piece number `piece`, from row `top` of its source on: `probs` `(h, W, K)`, `seen` `(h, W)`."""
+    """Finished rows of piece number `piece`, from row `top` of its source on: `probs` `(h, W, K)`, `seen` `(h, W)`.
+
+    `windows`: how many were predicted for them, since the rows above.
+    """
 
     piece: int
     top: int
     probs: Floats
     seen: NDArray[np.bool_]
+    windows: int
 
 
 def kernel(patch: int, shape: Kernel = "gaussian") -> Floats:
@@ -260,6 +264,7 @@ def blend_rows(
         asked = [inputs for _, _, inputs, _ in waiting if inputs is not None]
         predicted = iter(np.asarray(predict(stacked(asked, patch, batch)), np.float32) if asked else ())
         for strip, window, of_window, seen in waiting:
+            strip.windows += of_window is not None
             strip.add(window, unseen if of_window is None else next(predicted), weights, seen)
         waiting.clear()
 
@@ -298,6 +303,7 @@ class _Strip:
 
     def __init__(self, number: int, piece: Piece, columns: int, patch: int, num_outputs: int) -> None:
         self.number, self.piece, self.columns, self.patch = number, piece, columns, patch
+        self.windows = 0  # predicted since rows were taken
         self._added = 0  # windows, in their order
         self._first = piece.tops[0]  # row of the source that the sums begin with
         width = max(piece.source.width, patch)
@@ -337,7 +343,8 @@ class _Strip:
             place = slice(self._taken - self._first, end - self._first)
             width = self.piece.source.width
             probs = (self._total[place] / self._weight[place])[:, :width]
-            yield Rows(self.number, self._taken, probs, self._seen[place][:, :width].copy())
+            windows, self.windows = self.windows, 0
+            yield Rows(self.number, self._taken, probs, self._seen[place][:, :width].copy(), windows)
             self._taken = end
         if rows < len(tops) and (above := tops[rows] - self._first) > 0:
             self._total, self._weight, self._seen = (

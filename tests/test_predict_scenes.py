@@ -19,6 +19,7 @@ import predict
 from console import UserError
 from data.normalisation import Statistics, scaled
 from data.tiles import IGNORE, TWO_CLASSES
+from inference import mapping
 from inference.scenes import SCALE, UNSEEN
 from inference.sliding import blend
 from training.record import Best, ClassRecord, Modality, Record, save_record, weights_path
@@ -153,6 +154,25 @@ def test_a_scene_of_rasters_is_mapped(
     assert summary["layers"][0]["area_km2"] == pytest.approx(glacier_km2, rel=2e-3)
     printed = capsys.readouterr().out
     assert "hunza: 3,500 pixels" in printed and "glacier: " in printed and "predictions/r/hunza/" in printed
+
+
+def test_outlines_that_were_interrupted_cost_no_second_prediction(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_run("r")
+    command = ["-n", "r", "hunza/optical.tif", "hunza/dem.tif", "--correlation-length-m", "120"]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mapping, "write_outlines", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict.main(command)
+    folder = here / "predictions" / "r" / "hunza"
+    (folder / ".123-456.outlines.gpkg").write_bytes(b"half of a file")
+    predict.main(command)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["windows"], summary["correlation_length_m"]) == (0, 120)
+    assert {path.name for path in folder.iterdir()} == {"confidence.tif", "labels.tif", "outlines.gpkg", "summary.json"}
 
 
 def test_flags_and_a_dataset_file_say_the_same(here: Path) -> None:

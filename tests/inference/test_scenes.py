@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,42 @@ def test_a_scene_without_a_valid_pixel_is_nodata(tmp_path: Path, write_raster: W
     assert (read(found.labels) == IGNORE).all() and (read(found.confidence) == UNSEEN).all()
 
 
+def test_windows_in_which_nothing_was_seen_are_not_counted_as_predicted(
+    values: Floats, tmp_path: Path, write_raster: WriteRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenes, "ROWS", 1)
+    whole = predict(make_scene(tmp_path, write_raster, values[:64]), tmp_path / "whole", overlap=0.0)
+    values[32:64] = np.nan
+    half = predict(make_scene(tmp_path, write_raster, values[:64]), tmp_path / "half", overlap=0.0)
+    assert (half.windows, whole.windows) == (6, 12)
+
+
+def test_every_run_must_have_something_to_see(values: Floats, tmp_path: Path, write_raster: WriteRaster) -> None:
+    values[...] = 0.5
+    dem = np.full((90, 41, 1), 100, np.float32)
+    dem[:40] = np.nan
+    scene = make_scene(tmp_path, write_raster, values, dem=dem)
+    optical, both, alone = ({"optical": ("b1",)}, {"optical": ("b1",), "dem": ("b1",)}, {"dem": ("b1",)})
+    sets = [InputSet(f"{number}:", bands, None, {}) for number, bands in enumerate((optical, both))]
+    window = scenes.Window(32, 0, PATCH, PATCH)
+    inputs, seen = SceneSource(scene, tuple(sets)).read(window)
+    assert seen.all() and np.isfinite(inputs["1:dem"]).all()
+    inputs, seen = SceneSource(scene, (*sets, InputSet("2:", alone, None, {}))).read(window)
+    np.testing.assert_array_equal(seen, np.isfinite(dem[32:48, :16, 0]))
+
+
+def test_what_a_killed_process_left_beside_the_rasters_is_removed(
+    values: Floats, tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    scene = make_scene(tmp_path, write_raster, values)
+    left = [tmp_path / "out" / f".123-456.{name}.tif" for name in ("labels", "confidence")]
+    left[0].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"half of a raster")
+    predict(scene, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confidence.tif", "labels.tif"]
+
+
 def test_a_modality_that_the_scene_lacks_is_absent_and_told(
     values: Floats, tmp_path: Path, write_raster: WriteRaster, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,3 +245,26 @@ def test_a_raster_cut_off_in_the_middle_is_told_and_finished_strips_stay(
     with pytest.raises(UserError, match=r"optical\.tif"):
         predict(scene, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tif"))
+
+
+@pytest.mark.parametrize("bytes_a_pixel", [0.7, 1.7, 2.2])
+def test_a_full_disk_is_told_and_leaves_no_half_of_a_raster(
+    bytes_a_pixel: float, tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    # The confidence of one of two strips takes one byte a pixel of the scene; the raster of noise nearly two, and a
+    # third more with its overviews.
+    scene = make_scene(tmp_path, write_raster, np.random.default_rng(0).random((512, 512, 1), dtype=np.float32))
+    whole = predict(scene, tmp_path / "whole", overlap=0.0)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert whole.confidence.stat().st_size > 2.2 * 512**2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(bytes_a_pixel * 512**2), limit[1]))
+    try:
+        with pytest.raises((UserError, OSError), match=r"can't be written|too large") as caught:
+            predict(scene, tmp_path / "out", overlap=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert isinstance(caught.value, UserError) == (bytes_a_pixel > 1)
+    assert not list((tmp_path / "out").rglob("*confidence.tif"))
+    again = predict(scene, tmp_path / "out", overlap=0.0)
+    assert (again.windows == 0) == (bytes_a_pixel > 1)  # strips that were finished are not predicted again
+    assert again.confidence.read_bytes() == whole.confidence.read_bytes()
