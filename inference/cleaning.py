@@ -10,7 +10,7 @@ from data.tiles import IGNORE
 
 Labels = NDArray[np.uint8]
 
-_ROWS = 512  # that are worked on at once, where a whole map of anything larger than labels would cost memory
+_ROWS = 512  # that are worked on at once: NumPy takes eight bytes more a pixel where an array is an index
 
 
 def remove_small(labels: Labels, smallest: float, pixel_areas: NDArray[np.floating] | None = None) -> Labels:
@@ -45,8 +45,12 @@ def fill_small_holes(labels: Labels, smallest: float, pixel_areas: NDArray[np.fl
         smallest: In pixels, or in the unit of `pixel_areas`.
         pixel_areas: Area of a pixel of each row, `(H,)`.
     """
-    open_end = np.pad(labels == IGNORE, 1, constant_values=True)
-    beside = open_end[:-2, 1:-1] | open_end[2:, 1:-1] | open_end[1:-1, :-2] | open_end[1:-1, 2:]
+    beside = np.empty(labels.shape, bool)
+    for top in range(0, len(labels), _ROWS):
+        rows = labels[max(top - 1, 0) : top + _ROWS + 1] == IGNORE
+        ends = int(top == 0), int(top + _ROWS >= len(labels))
+        end = np.pad(rows, (ends, (1, 1)), constant_values=True)
+        beside[top : top + _ROWS] = end[:-2, 1:-1] | end[2:, 1:-1] | end[1:-1, :-2] | end[1:-1, 2:]
     return _replaced(labels, _small_objects(labels == 0, smallest, pixel_areas, beside))
 
 
@@ -114,7 +118,10 @@ def _small_objects(
     small[0] = False
     if excluding is not None:
         small[objects[excluding]] = False
-    return np.asarray(small[objects])
+    found = np.empty(mask.shape, bool)
+    for top in range(0, len(mask), _ROWS):
+        found[top : top + _ROWS] = small[objects[top : top + _ROWS]]
+    return found
 
 
 def _replaced(labels: Labels, small: NDArray[np.bool_]) -> Labels:

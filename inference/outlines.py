@@ -179,17 +179,19 @@ def write_outlines(
     if smallest_hole_km2:
         values = fill_small_holes(values, smallest_hole_km2, pixels.of_rows())
     glacier = np.array([entry.glacier for entry in classes])
-    bodies, basins = _bodies(values, glacier), None
+    bodies, basins = None, None
     if divided is not None:
-        bodies, names = split(bodies, divided, smallest_km2 / float(pixels.of_rows().mean()))
+        bodies, names = split(_bodies(values, glacier), divided, smallest_km2 / float(pixels.of_rows().mean()))
         basins = names if divided.ids else None
-    regions, class_of, body_of = _regions(values, bodies, glacier)
+    regions, class_of, body_of = _regions(values, glacier, bodies)
     del values, bodies
     if len(class_of) == 1:
         warn(f"{labels}: no pixel is of a class other than {classes[0].name}: the outlines in {target} are empty")
 
     pixel_m = pixel_size_m(grid)
     traced = topology.trace(regions)
+    if divided is None:
+        body_of = traced.groups(glacier[class_of])
     tolerance = math.hypot(*pixel_m) / 2 if tolerance_m is None else tolerance_m
     arcs = topology.smoothed(traced, smoothing, tolerance, pixel_m)
     layers = _layers(classes, class_of, body_of)
@@ -342,30 +344,32 @@ def _of_classes(probability: list[Read | None], classes: tuple[int, ...]) -> Rea
 
 def _bodies(labels: NDArray[np.uint8], glacier: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the bodies of connected ice, whatever its surface."""
-    is_ice = np.zeros(256, bool)
-    is_ice[: len(glacier)] = glacier
-    return np.asarray(ndimage.label(is_ice[labels])[0], np.int32)
+    return np.asarray(ndimage.label(np.isin(labels, np.flatnonzero(glacier)))[0], np.int32)
 
 
 def _regions(
-    labels: NDArray[np.uint8], bodies: NDArray[np.int32], glacier: NDArray[np.bool_]
+    labels: NDArray[np.uint8], glacier: NDArray[np.bool_], bodies: NDArray[np.int32] | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Number the connected pixels of one class and one body.
+    """Number the connected pixels of one class, and of one body where bodies of ice are given.
 
     Returns:
-        Regions `(H, W)` as `inference.topology` knows them; class and body of each, 0 first, for the background.
+        Regions `(H, W)` as `inference.topology` knows them; class and body of each, 0 first, for the background; bodies
+        are 0 where none are given.
     """
     regions = np.zeros(labels.shape, np.int32)
-    regions[labels == IGNORE] = UNKNOWN
     class_of, body_of = [0], [0]
     for class_id in range(1, len(glacier)):
-        if glacier[class_id]:
+        if (glacier[class_id] and bodies is not None) or not (mask := labels == class_id).any():
             continue
-        found, count = ndimage.label(labels == class_id)
-        np.add(found, len(class_of) - 1, out=regions, where=found > 0)
+        if len(class_of) == 1:  # of two classes, no other map is needed
+            count = ndimage.label(mask, output=regions)
+        else:
+            found, count = ndimage.label(mask)
+            np.add(found, len(class_of) - 1, out=regions, where=mask)
         class_of += [class_id] * count
         body_of += [0] * count
-    for body, window in enumerate(ndimage.find_objects(bodies), start=1):
+    for body, window in enumerate([] if bodies is None else ndimage.find_objects(bodies), start=1):
+        assert bodies is not None
         mine = bodies[window] == body
         surface = labels[window]
         for class_id in np.unique(surface[mine]):
@@ -373,6 +377,7 @@ def _regions(
             np.add(found, len(class_of) - 1, out=regions[window], where=found > 0)
             class_of += [int(class_id)] * count
             body_of += [body] * count
+    regions[labels == IGNORE] = UNKNOWN
     return regions, np.array(class_of, np.int32), np.array(body_of, np.int32)
 
 
@@ -401,7 +406,7 @@ def _places(polygons: NDArray[np.object_], grid: Grid) -> dict[str, Field]:
 
 
 def _probable_fields(
-    own: NDArray[np.int32],
+    own: NDArray[np.integer],
     count: int,
     chances: Read,
     pixels: PixelAreas,
@@ -419,7 +424,7 @@ def _probable_fields(
     return fields if correlation_length_m is None else {**fields, "area_p05_km2": low, "area_p95_km2": high}
 
 
-def _own(own: NDArray[np.int32], number: int, box: Window, chances: Read, pixels: PixelAreas) -> tuple[Read, Read]:
+def _own(own: NDArray[np.integer], number: int, box: Window, chances: Read, pixels: PixelAreas) -> tuple[Read, Read]:
     """Return what reads, of windows of the box around a polygon, probabilities of its own pixels, and all areas."""
     held = chances(box) if box.height * box.width <= _HELD else None
 

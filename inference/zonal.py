@@ -149,7 +149,9 @@ def _terrain(
         )
 
 
-def owners(regions: Regions, groups: Lookup, reach_m: float, pixel_m: tuple[float, float]) -> Regions:
+def owners(
+    regions: Regions, groups: Lookup, reach_m: float, pixel_m: tuple[float, float]
+) -> NDArray[np.unsignedinteger]:
     """Return the group nearest to each pixel `(H, W)`, 0 where none is nearer than `reach_m`.
 
     Args:
@@ -158,8 +160,9 @@ def owners(regions: Regions, groups: Lookup, reach_m: float, pixel_m: tuple[floa
         reach_m: In metres.
         pixel_m: Width and height of a pixel.
     """
-    lookup = np.append(groups, 0).astype(np.int32)  # the last for unknown pixels, -1
-    nearest = np.zeros(regions.shape, np.int32)
+    kind = np.min_scalar_type(int(groups.max(initial=0)))  # a map of larger numbers takes the memory of several
+    lookup = np.append(groups, 0).astype(kind)  # the last for unknown pixels, -1
+    nearest = np.zeros(regions.shape, kind)
     reach = [int(np.ceil(reach_m / side)) for side in pixel_m[::-1]]
     for window in _windows(regions):
         top, left = max(window.top - reach[0], 0), max(window.left - reach[1], 0)
