@@ -20,11 +20,25 @@ PACKAGE = "glacier_mapping"
 register = keras.saving.register_keras_serializable(package=PACKAGE)
 
 
+Shape = tuple[int | None, ...]
+
+
 class Block(keras.layers.Layer):
-    """A layer of layers, which are built by the first call."""
+    """A layer of layers, which are built with it.
+
+    A block says its output's shape, so that Keras need not run it to find out: networks are built several times faster.
+    """
 
     def get_build_config(self) -> None:
-        """Return nothing: a block read from a file is built by its first call as well."""
+        """Return nothing: a block read from a file is built by its first call."""
+
+
+def _build_chain(layers: Sequence[Any], shape: Shape) -> Shape:
+    """Build layers for inputs of `shape` that pass one after the other; return the shape of the last one's output."""
+    for layer in layers:
+        layer.build(shape)
+        shape = tuple(layer.compute_output_shape(shape))
+    return shape
 
 
 @register
@@ -64,6 +78,10 @@ class AbsentToZero(keras.layers.Layer):
         """Replace what is not finite in `x`."""
         return _zero_absent(x)[0]
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape itself."""
+        return input_shape
+
 
 def _zero_absent(x: Any) -> tuple[Any, Any]:
     """Return (N, H, W, C) with 0 where it is not finite, and, bool (N, 1, 1, 1), which samples have a finite value."""
@@ -92,6 +110,15 @@ class DoubleConvolution(Block):
         self.normalisation_2 = PresentNormalization(epsilon=1e-3, dtype=dtype)
         self.activation = keras.layers.LeakyReLU(negative_slope=slope, dtype=dtype)
         self.spatial_dropout = keras.layers.SpatialDropout2D(dropout, dtype=dtype)
+
+    def build(self, x_shape: Shape, present_shape: Shape | None = None) -> None:
+        """Build for (N, H, W, C)."""
+        layers = [self.convolution_1, self.normalisation_1, self.convolution_2, self.normalisation_2]
+        _build_chain([*layers, self.activation, self.spatial_dropout], x_shape)
+
+    def compute_output_shape(self, x_shape: Shape, present_shape: Shape | None = None) -> Shape:
+        """Return (N, H, W, width)."""
+        return (*x_shape[:-1], self.width)
 
     def call(self, x: Any, training: bool | None = None, present: Any = None) -> Any:
         """Apply the block to (N, H, W, C); `present` (N, 1, 1, 1): the samples that normalisation learns of."""
@@ -144,10 +171,25 @@ class Fusion(Block):
         self.squeezes = [keras.layers.Dense(width, dtype=dtype) for _ in gates]
         self.excitations = [keras.layers.Dense(width, activation="sigmoid", dtype=dtype) for _ in gates]
 
-    def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
-        """Fuse the modalities, given in the order of construction."""
+    def build(self, input_shape: Sequence[Shape]) -> None:
+        """Build for the modalities' (N, H, W, Cₘ), in the order of construction."""
+        for branch, shape in zip(self.branches, input_shape, strict=False):  # `call` says if there are too few
+            branch.build(shape)
+        for gate in (*self.squeezes, *self.excitations):
+            gate.build((None, 1, 1, self.width))
+
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
+        """Return (N, H, W, width)."""
+        self._check(input_shape)
+        return (*input_shape[0][:-1], self.width)
+
+    def _check(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != self.modalities:
             raise ValueError(f"Fusion of {self.modalities} modalities received {len(inputs)} inputs")
+
+    def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
+        """Fuse the modalities, given in the order of construction."""
+        self._check(inputs)
         maps = []
         for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
             x, present = _zero_absent(x) if self.modalities > 1 else (x, None)
@@ -192,6 +234,15 @@ class ResidualBlock(Block):
         self.convolutions = DoubleConvolution(width, slope, dropout, dtype=self.dtype_policy)
         self.projection = keras.layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
 
+    def build(self, input_shape: Shape) -> None:
+        """Build for (N, H, W, C)."""
+        self.convolutions.build(input_shape)
+        self.projection.build(input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return (N, H, W, width)."""
+        return (*input_shape[:-1], self.width)
+
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, H, W, C)."""
         return self.convolutions(x, training=training) + self.projection(x)
@@ -218,6 +269,14 @@ class UpConvolution(Block):
         self.convolution = keras.layers.Conv2D(width, 2, padding="same", use_bias=False, dtype=dtype)
         self.normalisation = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
 
+    def build(self, input_shape: Shape) -> None:
+        """Build for (N, H, W, C)."""
+        _build_chain([self.upsampling, self.convolution, self.normalisation], input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return (N, 2H, 2W, width)."""
+        return (*tuple(self.upsampling.compute_output_shape(input_shape))[:-1], self.width)
+
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, H, W, C)."""
         return self.normalisation(self.convolution(self.upsampling(x)), training=training)
@@ -241,6 +300,18 @@ class PatchEmbedding(Block):
         super().__init__(**kwargs)
         self.patch, self.width = patch, width
         self.projection = keras.layers.Dense(width, dtype=self.dtype_policy)
+
+    def build(self, input_shape: Shape) -> None:
+        """Build for (N, H, W, C)."""
+        channels = input_shape[-1]
+        assert channels is not None
+        self.projection.build((*self.compute_output_shape(input_shape)[:-1], self.patch**2 * channels))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return (N, HW/p², width)."""
+        _, height, width, _ = input_shape
+        assert height is not None and width is not None
+        return (input_shape[0], (height // self.patch) * (width // self.patch), self.width)
 
     def call(self, x: Any) -> Any:
         """Cut (N, H, W, C) into tokens."""
@@ -271,6 +342,10 @@ class PositionEmbedding(keras.layers.Layer):
         """Add the table to (N, T, C)."""
         return x + ops.cast(self.positions, x.dtype)
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape itself."""
+        return input_shape
+
 
 @register
 class TransformerBlock(Block):
@@ -298,6 +373,17 @@ class TransformerBlock(Block):
         self.linear_2 = keras.layers.Dense(width, dtype=dtype)
         self.dropout_1 = keras.layers.Dropout(dropout, dtype=dtype)
         self.dropout_2 = keras.layers.Dropout(dropout, dtype=dtype)
+
+    def build(self, input_shape: Shape) -> None:
+        """Build for (N, T, width)."""
+        self.normalisation_1.build(input_shape)
+        self.attention.build(input_shape, input_shape)
+        layers = [self.normalisation_2, self.linear_1, self.dropout_1, self.linear_2, self.dropout_2]
+        _build_chain(layers, input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape itself."""
+        return input_shape
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, T, width)."""
@@ -338,6 +424,15 @@ class LocationEncoding(Block):
         self.normalisation_2 = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
         self.activation = keras.layers.LeakyReLU(negative_slope=0.3, dtype=dtype)
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=dtype)
+
+    def build(self, input_shape: Shape) -> None:
+        """Build for (N, L)."""
+        layers = [self.linear_1, self.normalisation_1, self.linear_2, self.normalisation_2]
+        _build_chain([*layers, self.activation, self.dropout_layer], input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return (N, width)."""
+        return (input_shape[0], self.width)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Encode (N, L)."""
