@@ -245,7 +245,9 @@ class ResidualBlock(Block):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, H, W, C)."""
-        return self.convolutions(x, training=training) + self.projection(x)
+        # As a convolution of 1×1 the same product keeps the layout of maps, which exported graphs would change twice.
+        kernel = ops.cast(self.projection.kernel, x.dtype)[None, None]
+        return self.convolutions(x, training=training) + ops.conv(x, kernel, padding="valid")
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal layer."""
@@ -279,7 +281,8 @@ class UpConvolution(Block):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, H, W, C)."""
-        return self.normalisation(self.convolution(self.upsampling(x)), training=training)
+        x = ops.image.resize(x, (2 * x.shape[1], 2 * x.shape[2]), interpolation="nearest")
+        return self.normalisation(self.convolution(x), training=training)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal layer."""
