@@ -173,23 +173,19 @@ class Fusion(Block):
 
     def build(self, input_shape: Sequence[Shape]) -> None:
         """Build for the modalities' (N, H, W, Cₘ), in the order of construction."""
-        for branch, shape in zip(self.branches, input_shape, strict=False):  # `call` says if there are too few
+        if len(input_shape) != self.modalities:
+            raise ValueError(f"Fusion of {self.modalities} modalities received {len(input_shape)} inputs")
+        for branch, shape in zip(self.branches, input_shape, strict=True):
             branch.build(shape)
         for gate in (*self.squeezes, *self.excitations):
             gate.build((None, 1, 1, self.width))
 
     def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
         """Return (N, H, W, width)."""
-        self._check(input_shape)
         return (*input_shape[0][:-1], self.width)
-
-    def _check(self, inputs: Sequence[Any]) -> None:
-        if len(inputs) != self.modalities:
-            raise ValueError(f"Fusion of {self.modalities} modalities received {len(inputs)} inputs")
 
     def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
         """Fuse the modalities, given in the order of construction."""
-        self._check(inputs)
         maps = []
         for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
             x, present = _zero_absent(x) if self.modalities > 1 else (x, None)
@@ -267,21 +263,23 @@ class UpConvolution(Block):
         super().__init__(**kwargs)
         self.width = width
         dtype = self.dtype_policy
-        self.upsampling = keras.layers.UpSampling2D(2, interpolation="nearest", dtype=dtype)
         self.convolution = keras.layers.Conv2D(width, 2, padding="same", use_bias=False, dtype=dtype)
         self.normalisation = keras.layers.BatchNormalization(epsilon=1e-3, dtype=dtype)
 
     def build(self, input_shape: Shape) -> None:
         """Build for (N, H, W, C)."""
-        _build_chain([self.upsampling, self.convolution, self.normalisation], input_shape)
+        upsampled = (*self.compute_output_shape(input_shape)[:-1], input_shape[-1])
+        _build_chain([self.convolution, self.normalisation], upsampled)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return (N, 2H, 2W, width)."""
-        return (*tuple(self.upsampling.compute_output_shape(input_shape))[:-1], self.width)
+        number, height, width, _ = input_shape
+        assert height is not None and width is not None
+        return (number, 2 * height, 2 * width, self.width)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Apply the block to (N, H, W, C)."""
-        x = ops.image.resize(x, (2 * x.shape[1], 2 * x.shape[2]), interpolation="nearest")
+        x = ops.image.resize(x, self.compute_output_shape(x.shape)[1:3], interpolation="nearest")
         return self.normalisation(self.convolution(x), training=training)
 
     def get_config(self) -> dict[str, Any]:

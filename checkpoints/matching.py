@@ -202,8 +202,7 @@ def _advice(model: keras.Model, layer: PairedLayer, variable: keras.Variable | N
             )
         if layer.name == "location_encoding":
             return (
-                "The file's model has no location input: no `location: region` in the recipe, or the option "
-                "location_size=0."
+                "The file's model has no location input: `location: none` in the recipe, or the option location_size=0."
             )
         if layer.name is None and len(only) == 12 and len(only[0]) == 2:
             return _located(only[0][0])
@@ -239,7 +238,8 @@ def _advice(model: keras.Model, layer: PairedLayer, variable: keras.Variable | N
 
 
 def _located(size: int) -> str:
+    kind = "coordinates" if size == 4 else "region"
     return (
-        f"The file's model has a location input of {size} numbers: `location: region` in the recipe, or the "
+        f"The file's model has a location input of {size} numbers: `location: {kind}` in the recipe, or the "
         f"option location_size={size}."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from console import UserError
 from data.augmentation import Augmentation, augment
+from data.location import Location, place_of_tile
 from data.normalisation import Statistics, scaled
 from data.sampling import CentredPatches
 from data.tiles import IGNORE, TileFile
 from data.windows import Window, grid
 
-UNKNOWN_REGION = ""  # encodes as the last slot of a region vector
+Patch = tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], NDArray[np.float32] | None]
+"""Inputs `(S, S, C)` by modality, labels `(S, S)`, and the location `(L,)` of models that take one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PatchSource:
         modalities: Modalities in the model's order.
         statistics: What values are scaled with; None uses them as they are (published files).
         patch: Side of a patch in pixels.
-        regions: Regions of the model's `location` input in their order; None for models without.
+        location: What the model's `location` input takes; None for models without.
         centred: Which of the training patches are centred on rare classes; None draws all uniformly.
     """
 
@@ -44,7 +46,7 @@ class PatchSource:
     modalities: tuple[str, ...]
     statistics: Statistics | None
     patch: int
-    regions: tuple[str, ...] | None = None
+    location: Location | None = None
     centred: CentredPatches | None = None
     sizes: tuple[tuple[int, int], ...] = field(init=False)
     regions_of_tiles: tuple[str, ...] = field(init=False)
@@ -65,6 +67,19 @@ class PatchSource:
         """Whole non-overlapping patches that the tiles hold; a tile smaller than a patch counts as one."""
         return sum(max(1, h // self.patch) * max(1, w // self.patch) for h, w in self.sizes)
 
+    def vector(self, tile: int, window: Window, withheld: bool = False) -> NDArray[np.float32] | None:
+        """Return what the `location` input is given for a window of tile number `tile`; None without that input.
+
+        Args:
+            tile: Number of the tile.
+            window: The window, whose centre counts.
+            withheld: Whether the region is not to be told.
+        """
+        if self.location is None:
+            return None
+        place = place_of_tile(self.file.info(self.names[tile]), window)
+        return self.location.encode(replace(place, region="") if withheld else place)
+
     def cut(self, tile: int, window: Window) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
         """Return scaled inputs (patch, patch, C) and labels (patch, patch) of a window of tile number `tile`.
 
@@ -84,13 +99,6 @@ class PatchSource:
             }
             labels = np.pad(labels, ((0, below), (0, right)), constant_values=IGNORE)
         return inputs, labels
-
-
-def encode_region(region: str, regions: Sequence[str]) -> NDArray[np.float32]:
-    """Return the one-hot vector of `region` over `regions` and a last slot for a region that is not among them."""
-    vector = np.zeros(len(regions) + 1, np.float32)
-    vector[regions.index(region) if region in regions else -1] = 1.0
-    return vector
 
 
 def sample_window(source: PatchSource, seed: int, epoch: int, index: int) -> tuple[int, Window, np.random.Generator]:
@@ -128,8 +136,8 @@ class _Batches(keras.utils.PyDataset, ABC):
         self.source, self.outputs = source, tuple(outputs)
 
     @abstractmethod
-    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
-        """Return inputs, labels and region of patch `index`."""
+    def _patch(self, index: int) -> Patch:
+        """Return inputs, labels and location of patch `index`."""
 
     def _batch(self, indices: range) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
@@ -138,8 +146,8 @@ class _Batches(keras.utils.PyDataset, ABC):
             self.error = error
             raise
         inputs = {m: np.stack([patch[0][m] for patch in patches]) for m in self.source.modalities}
-        if self.source.regions is not None:
-            inputs["location"] = np.stack([encode_region(patch[2], self.source.regions) for patch in patches])
+        if self.source.location is not None:
+            inputs["location"] = np.stack([patch[2] for patch in patches if patch[2] is not None])
         labels = np.stack([patch[1] for patch in patches]).astype(np.int32)
         return inputs, dict.fromkeys(self.outputs, labels)
 
@@ -156,7 +164,7 @@ class TrainingPatches(_Batches):
         epoch: The epoch; another epoch is another dataset, so that no worker can be an epoch behind.
         augmentation: What is done to patches.
         workers: Threads that cut and augment.
-        unknown_region: Probability that a patch's region is withheld from the `location` input.
+        unknown_region: Probability that a patch's region is withheld from a `location` input of regions.
         first: Batches to leave out at the start, for an epoch that goes on in its middle.
     """
 
@@ -190,11 +198,11 @@ class TrainingPatches(_Batches):
         """Return tile number, window and generator of patch `index` of the epoch."""
         return sample_window(self.source, self.seed, self.epoch, index)
 
-    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
+    def _patch(self, index: int) -> Patch:
         tile, window, random = self.sample(index)
         inputs, labels = augment(*self.source.cut(tile, window), self.augmentation, random)
         withheld = random.random() < self.unknown_region
-        return inputs, labels, UNKNOWN_REGION if withheld else self.source.regions_of_tiles[tile]
+        return inputs, labels, self.source.vector(tile, window, withheld)
 
 
 class WholePatches(_Batches):
@@ -227,10 +235,10 @@ class WholePatches(_Batches):
         """Return batch `index`."""
         return self._batch(range(index * self.batch, min((index + 1) * self.batch, len(self.patches))))
 
-    def _patch(self, index: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], str]:
+    def _patch(self, index: int) -> Patch:
         tile, window = self.patches[index]
         inputs, labels = self.source.cut(tile, window)
         patch = self.source.patch
         labels[: -window.top % patch] = IGNORE
         labels[:, : -window.left % patch] = IGNORE
-        return inputs, labels, self.source.regions_of_tiles[tile]
+        return inputs, labels, self.source.vector(tile, window)

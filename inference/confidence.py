@@ -319,7 +319,7 @@ class Combination:
         for member, chosen, statistics in zip(members, self._sources, self.statistics, strict=True):
             bands = {name: chosen.bands[name] for name in member.modalities}
             predicts.append(way.apply(member, directions(bands, statistics) if way.tta else ()))
-            read.append((bands, statistics, member.regions))
+            read.append((bands, statistics, member.location))
         self._shared = [read.index(one) for one in read]
         self._read = read
         self._predict = predicts[0] if len(members) == 1 else Ensemble(predicts, self._shared)
@@ -342,14 +342,14 @@ class Combination:
             return read[0]
         return {f"{number}/{name}": x for number, inputs in read.items() for name, x in inputs.items()}
 
-    def input_sets(self, region: str) -> tuple[InputSet, ...]:
-        """Return what the runs read at a place in this region, what they read alike once."""
+    def input_sets(self) -> tuple[InputSet, ...]:
+        """Return what the runs read of a scene, what they read alike once."""
         sets = []
         for number in sorted(set(self._shared)):
-            bands, statistics, _ = self._read[number]
+            bands, statistics, location = self._read[number]
             prefix = "" if len(self._members) == 1 else f"{number}/"
             named = {modality: tuple(names) for modality, names in bands.items()}
-            sets.append(InputSet(prefix, named, statistics, self._members[number].vectors(region)))
+            sets.append(InputSet(prefix, named, statistics, location))
         return tuple(sets)
 
 

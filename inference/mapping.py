@@ -158,7 +158,7 @@ def plan_map(
     check_sizes(outlining.smallest_km2, outlining.smallest_km2, outlining.median_px, outlining.correlation_length_m)
     scene, classes = offered.scene, members[0].classes
     model = Combination(members, offered, way)
-    source = SceneSource(scene, model.input_sets(scene.region))
+    source = SceneSource(scene, model.input_sets())
     members = choose_engines(members, model, [source], engine or Engine("keras"), way=way, overlap=overlap, batch=batch)
     name = joined_name(members)
     facts: dict[str, Any] = {

@@ -368,15 +368,15 @@ def _regions(
             np.add(found, len(class_of) - 1, out=regions, where=mask)
         class_of += [class_id] * count
         body_of += [0] * count
-    for body, window in enumerate([] if bodies is None else ndimage.find_objects(bodies), start=1):
-        assert bodies is not None
-        mine = bodies[window] == body
-        surface = labels[window]
-        for class_id in np.unique(surface[mine]):
-            found, count = ndimage.label(mine & (surface == class_id))
-            np.add(found, len(class_of) - 1, out=regions[window], where=found > 0)
-            class_of += [int(class_id)] * count
-            body_of += [body] * count
+    if bodies is not None:
+        for body, window in enumerate(ndimage.find_objects(bodies), start=1):
+            mine = bodies[window] == body
+            surface = labels[window]
+            for class_id in np.unique(surface[mine]):
+                found, count = ndimage.label(mine & (surface == class_id))
+                np.add(found, len(class_of) - 1, out=regions[window], where=found > 0)
+                class_of += [int(class_id)] * count
+                body_of += [body] * count
     regions[labels == IGNORE] = UNKNOWN
     return regions, np.array(class_of, np.int32), np.array(body_of, np.int32)
 

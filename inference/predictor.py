@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, import_keras, warn
+from data.location import Location, location_of, place_of_tile
 from data.normalisation import Statistics, published, scaled
 from data.tiles import PUBLISHED_REGIONS, ClassInfo, TileFile, TileInfo, find_dataset
 
@@ -82,13 +83,13 @@ class InputSet:
     """The inputs that one or more runs read alike: `prefix` stands in front of their names in a batch.
 
     `bands`: modality → names of its bands in the model's order. `statistics`: what they are scaled with; None: not.
-    `vectors`: inputs of a whole place, `(L,)`.
+    `location`: what their `location` input takes; None without that.
     """
 
     prefix: str
     bands: Mapping[str, tuple[str, ...]]
     statistics: Statistics | None
-    vectors: Mapping[str, NDArray[np.float32]]
+    location: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Predictor:
         statistics: What values are scaled with; None where the model takes those of published files
             as they are.
         patch_size: Side of a patch in pixels.
-        regions: What the model's `location` input knows, if it has one; the slot behind them means unknown.
+        location: What the model's `location` input takes; None for models without.
         bands: Modality → names of the bands that are read of it, in the model's order; of the others, all.
         band_names: Modality → names that its bands had in training, as far as they are known.
         smallest_px: Objects of fewer pixels are cleaned away from label maps (`inference.cleaning`); None: none.
@@ -118,7 +119,7 @@ class Predictor:
     classes: tuple[ClassInfo, ...]
     statistics: Statistics | None
     patch_size: int
-    regions: tuple[str, ...] = ()
+    location: Location | None = None
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
     band_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     smallest_px: int | None = None
@@ -145,22 +146,17 @@ class Predictor:
     def inputs(self, source: TileFile, info: TileInfo, statistics: Statistics | None) -> dict[str, NDArray[np.float32]]:
         """Read a tile; return the model's inputs: scaled `(H, W, C)` by modality, and `location` `(L,)`.
 
-        A modality that is absent from the tile is NaN everywhere; in others, nodata is 0.
+        A modality that is absent from the tile is NaN everywhere; in others, nodata is 0. The location is that of the
+        tile's centre, as in the published predictions.
         """
         present = source.present(info.name)
         inputs = {
             name: scaled(statistics, name, values) if name in present else values
             for name, values in source.read(info.name, list(self.modalities)).items()
         }
-        return inputs | self.vectors(info.region)
-
-    def vectors(self, region: str) -> dict[str, NDArray[np.float32]]:
-        """Return the model's inputs that go with a whole place: `location` `(L,)`, if it has that."""
-        if not _has_location(self.model):
-            return {}
-        from data.loader import encode_region
-
-        return {"location": encode_region(region, self.regions)}
+        if self.location is not None:
+            inputs["location"] = self.location.encode(place_of_tile(info))
+        return inputs
 
     def scaling(self, source: Offer) -> Statistics | None:
         """Return what the values of `source` are to be scaled with for this model; None: only NaN becomes 0.
@@ -265,7 +261,7 @@ def from_run(record: Record, precision: str = "float32") -> Predictor:
         classes=record.class_list,
         statistics=record.scaling(),
         patch_size=record.patch_size,
-        regions=record.regions,
+        location=location_of(record.location, record.regions),
         bands=record.chosen_bands,
         band_names={modality.name: tuple(modality.bands) for modality in record.modalities},
         smallest_px=record.smallest_px,
@@ -301,8 +297,9 @@ def from_weights(recipe_name: str, weights: Path, source: Offer, name: str, prec
     architecture = recipe.architecture.name
     options = checkpoints.adapt_options(architecture, recipe.architecture.options, weights)
     check_tiles(source, recipe.name, modalities, source.classes)
-    if recipe.location == "region":
-        options["location_size"] = len(PUBLISHED_REGIONS) + 1
+    location = location_of(recipe.location, PUBLISHED_REGIONS)
+    if location is not None:
+        options["location_size"] = len(location.channels)
     patch_size = recipe.training.patch_size
     num_outputs = 1 if recipe.outputs == "sigmoid" else len(source.classes)
     kind = checkpoints.inspect(weights).kind
@@ -325,7 +322,7 @@ def from_weights(recipe_name: str, weights: Path, source: Offer, name: str, prec
         classes=source.classes,
         statistics=statistics,
         patch_size=patch_size,
-        regions=PUBLISHED_REGIONS,
+        location=location,
         bands={modality: tuple(names) for modality, names in source.chosen.items()},
         band_names={modality: tuple(source.bands[modality]) for modality in modalities},
         smallest_px=recipe.cleaning.smallest_px if recipe.cleaning else None,
@@ -377,10 +374,6 @@ def _build(
     # A graph is enough, and on CPUs faster than XLA; JAX knows no other way than to compile.
     model.jit_compile = keras.backend.backend() == "jax"
     return model
-
-
-def _has_location(model: keras.Model) -> bool:
-    return any(tensor.name == "location" for tensor in model.inputs)
 
 
 def _like_published(source: Offer, stored: Statistics, modalities: list[str]) -> Statistics:

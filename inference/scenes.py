@@ -27,6 +27,7 @@ from rasterio.windows import Window as RasterWindow
 
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.grids import Grid
+from data.location import place_of_grid
 from data.normalisation import Statistics, scaled
 from data.rasters import unwritable
 from data.scenes import Scene, hidden, read_source
@@ -90,7 +91,9 @@ class SceneSource:
                 seen &= np.isfinite(values[modality]).any(axis=-1)
         inputs: dict[str, Floats] = {}
         for one in self.sets:
-            inputs |= {f"{one.prefix}{name}": vector for name, vector in one.vectors.items()}
+            if one.location is not None:
+                place = place_of_grid(self.scene.name, self.scene.region, grid)
+                inputs[f"{one.prefix}location"] = one.location.encode(place)
             of_set = np.zeros_like(seen)
             for modality, bands in one.bands.items():
                 read = np.full((grid.height, grid.width, len(bands)), np.nan, np.float32)

@@ -16,6 +16,7 @@ import checkpoints
 from architectures.torch_layers import module_path
 from checkpoints import Blueprint, EncoderWeights, Meaning, Transfer
 from console import UserError, warn
+from data.location import Coordinates, Regions, location_of
 from data.normalisation import Statistics, published, published_bands
 from data.tiles import PUBLISHED_REGIONS
 from training.record import WEIGHTS, Record, load_record, record_path, run_names, weights_path
@@ -23,7 +24,6 @@ from training.record import WEIGHTS, Record, load_record, record_path, run_names
 if TYPE_CHECKING:
     from training.run import Plan
 
-UNKNOWN = "unknown"  # the last slot of a region vector
 # What the published files read, by GlaViTU's variant and the counts of channels, where these tell it.
 _PUBLISHED_INPUTS = {
     ("2023", (6, 2, 2)): ("optical", "dem", "sar"),
@@ -31,8 +31,7 @@ _PUBLISHED_INPUTS = {
     ("2025", (6, 2, 1)): ("optical", "dem", "thermal"),
 }
 _PUBLISHED_LOCATION = {
-    len(PUBLISHED_REGIONS) + 1: (*PUBLISHED_REGIONS, UNKNOWN),
-    4: ("sin latitude", "cos latitude", "sin longitude", "cos longitude"),
+    len(location.channels): location.channels for location in (Regions(PUBLISHED_REGIONS), Coordinates())
 }
 
 
@@ -141,9 +140,9 @@ def initialise(plan: Plan, source: str, inputs: Sequence[str] = (), weights: Pat
     else:
         found = _from_run(plan, path, record)
 
-    regions = plan.regions if plan.recipe.location == "region" else None
+    location = plan.train.location.channels if plan.train.location else None
     bands = {modality: plan.train.file.bands[modality] for modality in plan.recipe.inputs}
-    meaning = _meaning(bands, [c.name for c in plan.train.file.classes], regions)
+    meaning = _meaning(bands, [c.name for c in plan.train.file.classes], location)
     transfer = checkpoints.transfer(plan.model, found.model, meaning, found.meaning)
     if not transfer.taken and not transfer.adapted:
         raise UserError(
@@ -263,10 +262,10 @@ def _from_run(plan: Plan, path: Path, record: Record) -> _Source:
     model = architectures.build(architecture, record.inputs, record.num_outputs, record.patch_size, **record.options)
     checkpoints.load_weights(model, path)
     bands = {modality.name: modality.bands for modality in record.modalities}
-    regions = record.regions if record.location == "region" else None
+    location = location_of(record.location, record.regions)
     # A run without statistics was trained on published tiles.
     statistics = record.scaling() or published(bands)
-    meaning = _meaning(bands, [c.name for c in record.classes], regions)
+    meaning = _meaning(bands, [c.name for c in record.classes], location.channels if location else None)
     return _Source(model, architectures.options_of(architecture) | record.options, meaning, statistics)
 
 
@@ -336,14 +335,14 @@ def _inputs_of(blueprint: Blueprint, path: Path, inputs: tuple[str, ...]) -> tup
     )
 
 
-def _meaning(bands: Mapping[str, Sequence[str]], classes: Sequence[str], regions: Sequence[str] | None) -> Meaning:
+def _meaning(bands: Mapping[str, Sequence[str]], classes: Sequence[str], location: Sequence[str] | None) -> Meaning:
     """Return what is known by name; `optical_1`, `optical_2`, … stand for bands without names."""
     named = {
         modality: tuple(names)
         for modality, names in bands.items()
         if list(names) != [f"{modality}_{number + 1}" for number in range(len(names))]
     }
-    return Meaning(named if regions is None else {**named, "location": (*regions, UNKNOWN)}, tuple(classes))
+    return Meaning(named if location is None else {**named, "location": tuple(location)}, tuple(classes))
 
 
 def _scaling(

@@ -49,12 +49,14 @@ class Patch:
     """A patch as the network gets it.
 
     `inputs`: modality → float32 `(S, S, C)`, scaled. `labels`: uint8 `(S, S)`, 255 where nothing is scored.
+    `location`: `(L,)`, of models that take one.
     """
 
     tile: str
     region: str
     inputs: dict[str, NDArray[np.float32]]
     labels: NDArray[np.uint8]
+    location: NDArray[np.float32] | None = None
 
     @property
     def title(self) -> str:
@@ -238,7 +240,13 @@ def choose_patches(source: PatchSource, classes: Sequence[ClassInfo], count: int
 def cut_patches(source: PatchSource, places: Sequence[tuple[int, Window]]) -> list[Patch]:
     """Return the patches at `places` (tile number, window), as validation gives them to the network."""
     return [
-        Patch(source.names[tile], source.regions_of_tiles[tile], *source.cut(tile, window)) for tile, window in places
+        Patch(
+            source.names[tile],
+            source.regions_of_tiles[tile],
+            *source.cut(tile, window),
+            source.vector(tile, window),
+        )
+        for tile, window in places
     ]
 
 

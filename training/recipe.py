@@ -233,8 +233,9 @@ class Recipe(_Part):
     `loss` sums its terms on every output but those that `output_losses` gives a loss of their own; `output_weights`
     weighs outputs other than 1. In pixel-wise terms alone, `label_smoothing` ε mixes the labels with ε / classes while
     training, and `class_weights` weigh pixels by their reference class: one number a class, or `balanced`, from the
-    pixel counts of what is trained on (`training.imbalance`). `location: region` adds the one-hot region input
-    to architectures that take one; it is withheld with probability `unknown_region`.
+    pixel counts of what is trained on (`training.imbalance`). `location` adds an input to architectures that
+    take one: `region`, one-hot, withheld with probability `unknown_region`, or `coordinates`, latitude and longitude of
+    the patch's centre.
     """
 
     name: str
@@ -244,7 +245,7 @@ class Recipe(_Part):
     classes: tuple[Class, ...] | None = None
     encoder_weights: Literal["imagenet"] | None = None
     outputs: Literal["softmax", "sigmoid"] = "softmax"
-    location: Literal["none", "region"] = "none"
+    location: Literal["none", "region", "coordinates"] = "none"
     unknown_region: Annotated[float, Field(ge=0, le=1)] = 0.1
     loss: LossTerms
     output_losses: dict[str, LossTerms] = {}
@@ -317,7 +318,7 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _location_is_ours(self) -> Recipe:
         if "location_size" in self.architecture.options:
-            raise ValueError("location_size follows from the data: set `location: region` instead")
+            raise ValueError("location_size follows from `location`: set that to region or coordinates instead")
         return self
 
     @model_validator(mode="after")

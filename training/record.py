@@ -73,7 +73,7 @@ class Record(BaseModel):
     patch_size: int
     statistics: dict[str, Any] | None
     regions: tuple[str, ...]
-    location: Literal["none", "region"]
+    location: Literal["none", "region", "coordinates"]
     dataset: dict[str, Any]
     recipe: dict[str, Any]
     command: str

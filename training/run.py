@@ -26,6 +26,7 @@ from tqdm import tqdm
 import architectures
 from console import UserError, progress, remove_leftovers, replacing, warn
 from data.loader import PatchSource, TrainingPatches, WholePatches
+from data.location import location_of, place_of_tile, unplaced
 from data.tiles import Dataset, TileFile, describe_absent, select
 from training import imbalance
 from training import precision as precisions
@@ -170,6 +171,13 @@ def plan(
             problems.append(f"{val.path} and {train.path} have different classes")
         if _is_scaled(val) != _is_scaled(train):
             problems.append(f"of {val.path} and {train.path} the values of one only are scaled already")
+    if recipe.location == "coordinates":
+        problems += [
+            f"{file.path}: {unplaced(name)}"
+            for split, file in files.items()
+            for name in names[split]
+            if place_of_tile(file.info(name)).centre_deg is None
+        ]
     if problems:
         more = [f"and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
         raise UserError("\n  ".join(["the tiles can't be trained on:", *problems[:_SHOWN_PROBLEMS], *more]))
@@ -182,8 +190,9 @@ def plan(
     known_regions = tuple(sorted({train.info(name).region for name in names["train"]}))
     statistics = train.statistics and train.statistics.select(recipe.inputs)
     options = dict(recipe.architecture.options)
-    if recipe.location == "region":
-        options["location_size"] = len(known_regions) + 1
+    location = location_of(recipe.location, known_regions)
+    if location is not None:
+        options["location_size"] = len(location.channels)
     chosen = precisions.choose(precision, recipe.training.precision)
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_dtype_policy(precisions.POLICIES[chosen])
@@ -203,7 +212,6 @@ def plan(
     freeze(model, recipe.training.frozen)
 
     def source(split: str) -> PatchSource:
-        location = known_regions if recipe.location == "region" else None
         of_split = centred if split == "train" else None
         return PatchSource(files[split], names[split], recipe.inputs, statistics, patch, location, of_split)
 

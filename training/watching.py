@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from console import UserError, warn
-from data.loader import encode_region
 from training import pictures
 from training.record import Best
 
@@ -77,8 +76,8 @@ class Watcher:
     def _predict(self, patch: pictures.Patch) -> NDArray[np.uint8]:
         """Return the class ids `(S, S)`; patch by patch, so that it needs less memory than the training step."""
         batch = {modality: x[None] for modality, x in patch.inputs.items()}
-        if self.plan.val.regions is not None:
-            batch["location"] = encode_region(patch.region, self.plan.val.regions)[None]
+        if patch.location is not None:
+            batch["location"] = patch.location[None]
         probs = np.asarray(self.plan.model.predict_on_batch(batch)["output"])[0]
         labels = probs[..., 0] > 0.5 if probs.shape[-1] == 1 else probs.argmax(axis=-1)
         return labels.astype(np.uint8)

@@ -17,7 +17,8 @@ import pytest
 
 import data.tiles
 from data.augmentation import Augmentation
-from data.loader import PatchSource, TrainingPatches, WholePatches, encode_region, sample_window
+from data.loader import PatchSource, TrainingPatches, WholePatches, sample_window
+from data.location import Coordinates, Regions
 from data.normalisation import Statistics
 from data.tiles import IGNORE, TWO_CLASSES, TileFile, TileWriter
 from data.windows import Window
@@ -242,10 +243,7 @@ def test_inputs_come_by_name_in_the_order_asked_for(path: Path) -> None:
 
 
 def test_regions_are_one_hot_with_a_last_slot_for_the_unknown(path: Path) -> None:
-    assert [encode_region(region, ("ALP", "HMA")).tolist() for region in ("ALP", "HMA", "SC", "")] == [
-        [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1],
-    ]  # fmt: skip
-    regions = source(path, regions=("ALP", "HMA"))
+    regions = source(path, location=Regions(("ALP", "HMA")))
     number = {"ALP": 0, "HMA": 1, "SC": 2}
 
     def slots(batches: Any) -> Iterator[tuple[int, int]]:
@@ -262,6 +260,26 @@ def test_regions_are_one_hot_with_a_last_slot_for_the_unknown(path: Path) -> Non
     assert all(slot == 2 for slot, _ in drawn(1.0))
     withheld = sum(slot != region for slot, region in drawn(0.5))
     assert 30 < withheld < 100  # of the 128 or so in a known region
+
+
+def test_coordinates_are_those_of_the_centre_of_a_patch(tmp_path: Path) -> None:
+    with TileWriter(tmp_path / "t.hdf5", TWO_CLASSES, {"place": ["row", "column"]}) as writer:
+        rows, columns = np.mgrid[:40, :64]
+        values = {"place": np.stack([rows, columns], axis=-1).astype(np.float32)}
+        writer.add("t0", values, rows % 2, np.ones((40, 64)), crs="EPSG:4326", transform=(0.5, 0, 10, 0, -0.25, 80))
+    placed = source(tmp_path / "t.hdf5", modalities=("place",), location=Coordinates())
+    plain = Augmentation()
+    for batches in (
+        TrainingPatches(placed, ["output"], 4, 5, 0, 0, plain, unknown_region=1.0),
+        WholePatches(placed, ["output"], 2),
+    ):
+        for inputs, _ in batches:
+            assert inputs["location"].dtype == np.float32
+            for patch, location in zip(inputs["place"], inputs["location"], strict=True):
+                row, column = patch[0, 0] + PATCH / 2
+                north, east = np.radians([80 - 0.25 * row, 10 + 0.5 * column])
+                expected = [np.sin(north), np.cos(north), np.sin(east), np.cos(east)]
+                np.testing.assert_allclose(location, expected, atol=1e-6)
 
 
 # Workers

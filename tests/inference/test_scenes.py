@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 from numpy.typing import NDArray
+from pyproj import Transformer
 
 from console import UserError
 from data.acquisitions import Acquisition, BandFile
 from data.dataset_file import ModalityEntry
 from data.grids import read_grid
+from data.location import Coordinates
 from data.scenes import Scene, Source
 from data.tiles import IGNORE, TWO_CLASSES
 from inference import scenes
@@ -48,7 +50,7 @@ def make_scene(folder: Path, write_raster: WriteRaster, values: Floats, **more: 
 
 
 def predict(scene: Scene, folder: Path, **options: Any) -> scenes.ScenePrediction:
-    source = SceneSource(scene, (InputSet("", {"optical": scene.sources["optical"].bands}, None, {}),))
+    source = SceneSource(scene, (InputSet("", {"optical": scene.sources["optical"].bands}, None),))
     settings: dict[str, Any] = {"classes": TWO_CLASSES, "num_outputs": 2, "patch": PATCH, "batch": 3} | options
     return predict_scene(settings.pop("predict", model), source, folder, **settings)
 
@@ -186,12 +188,27 @@ def test_every_run_must_have_something_to_see(values: Floats, tmp_path: Path, wr
     dem[:40] = np.nan
     scene = make_scene(tmp_path, write_raster, values, dem=dem)
     optical, both, alone = ({"optical": ("b1",)}, {"optical": ("b1",), "dem": ("b1",)}, {"dem": ("b1",)})
-    sets = [InputSet(f"{number}:", bands, None, {}) for number, bands in enumerate((optical, both))]
+    sets = [InputSet(f"{number}:", bands, None) for number, bands in enumerate((optical, both))]
     window = scenes.Window(32, 0, PATCH, PATCH)
     inputs, seen = SceneSource(scene, tuple(sets)).read(window)
     assert seen.all() and np.isfinite(inputs["1:dem"]).all()
-    inputs, seen = SceneSource(scene, (*sets, InputSet("2:", alone, None, {}))).read(window)
+    inputs, seen = SceneSource(scene, (*sets, InputSet("2:", alone, None))).read(window)
     np.testing.assert_array_equal(seen, np.isfinite(dem[32:48, :16, 0]))
+
+
+def test_the_location_input_is_the_centre_of_each_window(
+    values: Floats, tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    scene = make_scene(tmp_path, write_raster, values)
+    source = SceneSource(scene, (InputSet("", {"optical": ("b1",)}, None, Coordinates()),))
+    for window in (scenes.Window(0, 0, PATCH, PATCH), scenes.Window(64, 16, PATCH, PATCH)):
+        inputs, _ = source.read(window)
+        a, _, x, _, e, y = PLACE
+        easting, northing = x + a * (window.left + PATCH / 2), y + e * (window.top + PATCH / 2)
+        there = Transformer.from_crs("EPSG:32645", "EPSG:4326", always_xy=True).transform(easting, northing)
+        longitude, latitude = np.radians(there)
+        expected = [np.sin(latitude), np.cos(latitude), np.sin(longitude), np.cos(longitude)]
+        np.testing.assert_allclose(inputs["location"], expected, atol=1e-7)
 
 
 def test_what_a_killed_process_left_beside_the_rasters_is_removed(
@@ -213,7 +230,7 @@ def test_a_modality_that_the_scene_lacks_is_absent_and_told(
     bands = {"optical": ("b2", "b1"), "sar": ("vv",)}
     offered = offer(scene, bands, TWO_CLASSES, "run")
     assert "sar is absent" in capsys.readouterr().err and offered.modalities == {"optical": 2, "sar": 1}
-    source = SceneSource(scene, (InputSet("", bands, None, {}),))
+    source = SceneSource(scene, (InputSet("", bands, None),))
     inputs, seen = source.read(scenes.Window(80, 30, PATCH, PATCH))
     assert inputs["optical"].shape == (10, 11, 2) and inputs["sar"].shape == (10, 11, 1)
     np.testing.assert_array_equal(inputs["optical"], values[80:, 30:, ::-1])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from console import UserError
+from data.location import Coordinates, Regions
 from data.normalisation import Statistics, published
 from data.predictions import PredictionFile
 from data.tiles import TWO_CLASSES, ClassInfo, TileFile
@@ -149,12 +150,32 @@ def test_the_location_input_is_the_region_or_unknown(tmp_path: Path, write_tiles
     output = keras.layers.Lambda(lambda x: x[0] + 0 * x[1][..., :3])([spread, optical])
     model = keras.Model({"optical": optical, "location": location}, {"output": output})
     three = tuple(ClassInfo(name, name != "a") for name in "abc")
-    run = Predictor("r", model, {"optical": 6}, three, None, PATCH, regions=("ALP", "HMA"))
+    run = Predictor("r", model, {"optical": 6}, three, None, PATCH, location=Regions(("ALP", "HMA")))
     predict_file(run, source, tmp_path / "p.hdf5", batch=3)
     result = PredictionFile(tmp_path / "p.hdf5")
     np.testing.assert_allclose(result.probs("t0"), np.tile([0.0, 1.0, 0.0], (32, 40, 1)), atol=1e-6)
     np.testing.assert_allclose(result.probs("t1"), np.tile([0.0, 0.0, 1.0], (32, 40, 1)), atol=1e-6)
     assert list(PUBLISHED_REGIONS) == sorted(PUBLISHED_REGIONS) and len(PUBLISHED_REGIONS) == 11
+
+
+def test_the_location_input_is_the_centre_of_the_tile(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    path = write_tiles(tmp_path / "t.hdf5")
+    optical = keras.Input((PATCH, PATCH, 6), name="optical")
+    location = keras.Input((4,), name="location")
+    north = keras.layers.Reshape((1, 1, 1))(keras.layers.Lambda(lambda x: x[:, :1])(location))
+    output = keras.layers.Lambda(lambda x: x[0] + 0 * x[1][..., :1])([north, optical])
+    model = keras.Model({"optical": optical, "location": location}, {"output": output})
+    run = Predictor("r", model, {"optical": 6}, TWO_CLASSES, None, PATCH, location=Coordinates())
+    with h5py.File(path, "a") as file:
+        file["t0"].attrs.update({"xmin": 7.0, "xmax": 8.0, "ymin": 46.0, "ymax": 48.0})
+    with pytest.raises(UserError, match=r"tile 't1': where it lies is not known.*crs and transform.*xmin"):
+        predict_file(run, TileFile(path), tmp_path / "p.hdf5", batch=3)
+    with h5py.File(path, "a") as file:
+        file["t1"].attrs.update({"crs": "EPSG:32632", "transform": [10.0, 0, 5e5, 0, -10, 0.0]})
+    predict_file(run, TileFile(path), tmp_path / "p.hdf5", batch=3)
+    result = PredictionFile(tmp_path / "p.hdf5")
+    np.testing.assert_allclose(result.probs("t0"), np.sin(np.radians(47)), atol=1e-6)
+    np.testing.assert_allclose(result.probs("t1"), 0, atol=1e-4)  # 160 m south of the equator
 
 
 def test_tiles_that_do_not_fit_are_refused_with_what_both_have(tmp_path: Path, write_tiles: WriteTiles) -> None:

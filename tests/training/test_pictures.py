@@ -193,7 +193,9 @@ def source_of(tiles: Sequence[tuple[str, float]], size: int = 32, patch: int = 1
 
     file = SimpleNamespace(mask=lambda name: masks[name], valid=lambda name: np.ones((size, size), bool))
     regions = tuple(region for region, _ in tiles)
-    return SimpleNamespace(names=names, regions_of_tiles=regions, patch=patch, file=file, cut=cut)
+    return SimpleNamespace(
+        names=names, regions_of_tiles=regions, patch=patch, file=file, cut=cut, vector=lambda tile, window: None
+    )
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,10 @@ def test_a_value_that_is_no_yaml_is_quoted() -> None:
         ("loss={}", r"loss: expected one or more of cross_entropy, binary_cross_entropy, focal, dice"),
         ("label_smoothing=1", r"label_smoothing: .*less than 1; received 1"),
         ("outputs=linear", r"outputs: .*'softmax' or 'sigmoid'; received 'linear'"),
-        ("architecture.options.location_size=3", r"location_size follows from the data: set `location: region`"),
+        (
+            "architecture.options.location_size=3",
+            r"location_size follows from `location`: set that to region or coordinates",
+        ),
         ("architecture=glavitu", r"architecture: .*; received 'glavitu'"),
         ("class_weights=even", r"class_weights: expected `balanced`, or a number from 0 .*; received 'even'"),
         ("class_weights=[1, -1]", r"class_weights: expected .*; received \[1, -1\]"),

@@ -166,6 +166,20 @@ def matrix_over_all_pixels(model: keras.Model, record: Record, file: TileFile) -
 # From tiles to weights, record and log
 
 
+def test_coordinates_take_tiles_that_say_where_they_lie(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.hdf5: tile 't0': where it lies is not known") as caught:
+        planned(folder, "twin", location="coordinates")
+    assert "val.hdf5: tile 't3'" in str(caught.value)
+    placed = Path(shutil.copytree(folder, tmp_path / "placed"))
+    for path in placed.glob("*.hdf5"):
+        with h5py.File(path, "a") as file:
+            for number, tile in enumerate(file.values()):
+                tile.attrs.update({"crs": "EPSG:32645", "transform": [30.0, 0, 5e5 + 1e4 * number, 0, -30, 3e6]})
+    record = run_of(planned(placed, "twin", location="coordinates"), tmp_path).train()
+    assert record.options["location_size"] == 4 and record.location == "coordinates"
+    assert load_record("mine", tmp_path / "weights") == record
+
+
 @pytest.mark.parametrize(
     ("architecture", "outputs", "changes"),
     [

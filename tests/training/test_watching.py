@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from console import UserError
 from data.loader import PatchSource
+from data.location import Regions
 from data.tiles import TileFile
 from training import pictures
 from training.record import Best
@@ -46,7 +47,7 @@ def write_log(path: Path, epochs: int) -> list[dict[str, Any]]:
 def plan(tmp_path: Path, write_tiles: Any) -> Any:
     """A plan whose model says glacier where the first band is positive, and where a region is named after it."""
     file = TileFile(write_tiles(tmp_path / "val.hdf5", regions=("ALP", "HMA"), size=(24, 24)))
-    source = PatchSource(file, ("t0", "t1"), ("optical", "dem"), file.statistics, 16, ("ALP", "SC"))
+    source = PatchSource(file, ("t0", "t1"), ("optical", "dem"), file.statistics, 16, Regions(("ALP", "SC")))
 
     def predict(batch: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         assert {name: x.shape for name, x in batch.items()} == {
