@@ -421,7 +421,7 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument(
         "--precision",
         choices=["float32", "bfloat16", "float16"],
-        help="default: float32; of an exported copy, bfloat16 where the processor computes in it",
+        help="default: float32; of an exported copy, bfloat16 where the processor is faster in it",
     )
     confidence = parser.add_argument_group("confidence")
     confidence.add_argument(

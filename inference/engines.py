@@ -134,7 +134,7 @@ class Engine:
             return []
         if self.precision:
             return [self.precision]
-        return ["bfloat16", "float32"] if computes_in_bfloat16() else ["float32"]
+        return ["bfloat16", "float32"] if computes_in_bfloat16() and _bfloat16_is_faster() else ["float32"]
 
 
 def choose_engines(
@@ -256,6 +256,12 @@ def computes_in_bfloat16() -> bool:
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _bfloat16_is_faster() -> bool:
+    from training.precision import bfloat16_speed  # imports Keras
+
+    return bfloat16_speed() > 1
 
 
 def _installed() -> bool:

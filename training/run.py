@@ -133,6 +133,10 @@ class Plan:
             for split, source in (("train", self.train), ("val", self.val))
             if (absent := describe_absent(source.file, source.names, source.modalities))
         ]
+        if self.precision == "float32" and "bfloat16" in training.precision and not precisions.has_gpu():
+            if precisions.cpu_has_bfloat16() and not precisions.bfloat16_pays():
+                speed = precisions.bfloat16_speed()
+                notes.append(f"float32: this processor computes in bfloat16, but at {speed:.2f} times the rate")
         notes += imbalance.describe(self.train.file.classes, self.class_weights, self.train.centred)
         if len(set(masks.values())) == 1:
             notes += [masks["val"]] if masks["val"] else []

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import architectures
+import training.precision
 from console import UserError
 from data.tiles import TWO_CLASSES
 from data.windows import Window
@@ -202,12 +203,14 @@ def test_by_itself_it_exports_where_there_is_much_to_predict_and_no_dropout(
     assert chosen(member, Engine(), side=3 * PATCH).engine is None
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_precision_is_that_of_the_processor_unless_one_is_asked_for(
-    bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("bfloat16", "speed"), [(False, 2.0), (True, 2.0), (True, 0.6)])
+def test_the_precision_is_the_fastest_of_the_processor_unless_one_is_asked_for(
+    bfloat16: bool, speed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "computes_in_bfloat16", lambda: bfloat16)
-    assert Engine("openvino").candidates(1, False) == (["bfloat16", "float32"] if bfloat16 else ["float32"])
+    monkeypatch.setattr(training.precision, "bfloat16_speed", lambda: speed)
+    first = ["bfloat16"] if bfloat16 and speed > 1 else []
+    assert Engine("openvino").candidates(1, False) == [*first, "float32"]
     assert Engine("openvino", "float32").candidates(1, False) == ["float32"]
     if bfloat16:
         assert Engine("openvino", "bfloat16").candidates(1, False) == ["bfloat16"]
@@ -226,6 +229,7 @@ def test_what_is_not_right_in_bfloat16_is_tried_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engines, "computes_in_bfloat16", lambda: True)
+    monkeypatch.setattr(training.precision, "bfloat16_speed", lambda: 2.0)
     monkeypatch.setitem(TOLERANCES, "bfloat16", replace(TOLERANCES["bfloat16"], mean=0.0, labels=2.0))
     assert chosen(run(tmp_path), Engine("openvino")).engine_name == "openvino float32"
     assert "not predicted by OpenVINO in bfloat16" in capsys.readouterr().err

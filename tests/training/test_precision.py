@@ -8,6 +8,7 @@ import keras
 import pytest
 
 from console import UserError
+from training import precision
 from training.precision import POLICIES, choose, cpu_has_bfloat16, has_gpu
 
 BOTH = ("float16", "bfloat16")
@@ -57,6 +58,18 @@ def test_processor_flags(tmp_path: Path, flags: str, expected: bool) -> None:
 
 def test_an_unknown_processor_has_none(tmp_path: Path) -> None:
     assert not cpu_has_bfloat16(tmp_path / "nothing")
+
+
+def test_bfloat16_is_chosen_where_it_is_faster_than_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.001 < precision.bfloat16_speed() < 1000 and precision.bfloat16_speed() == precision.bfloat16_speed()
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    for speed, expected in ((2.0, "bfloat16"), (0.6, "float32")):
+        monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+        assert choose(None, BOTH, gpu=False) == expected
+        assert choose("bfloat16", BOTH, gpu=False) == "bfloat16"
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "bfloat16_speed", lambda: 2.0)  # of a processor that has not the instructions
+    assert choose(None, BOTH, gpu=False) == "float32"
 
 
 @pytest.mark.parametrize(("devices", "expected"), [(["cpu:0"], False), (["cpu:0", "gpu:0"], True), ([], False)])
