@@ -39,7 +39,7 @@ _PAIRS_AT_ONCE = 4096
 def blocks(tiles: Sequence[TileInfo], block_m: float | None = None, sides: float = BLOCK_SIDES) -> list[Block]:
     """Return each tile's block: a cell of a square grid that has the tile's centre; regions never share a block.
 
-    On earth the grid is in metres around the centre of the region's tiles, in a scene in pixels from its corner.
+    On earth the grid is in metres from the edge of the region's tiles, in a scene in pixels from its corner.
 
     Args:
         tiles: Tiles that `placed` knows a place of.
@@ -261,9 +261,12 @@ def _blocks_on_earth(
         longitude, latitude = math.degrees(math.atan2(y, x)), math.degrees(math.atan2(z, math.hypot(x, y)))
         local = CRS.from_proj4(f"+proj=laea +lon_0={longitude} +lat_0={latitude} +units=m")
         to_local = Transformer.from_crs("EPSG:4326", local, always_xy=True)
-        for index in members:
-            x, y = to_local.transform(*places[index][:2])
-            yield index, (region, round(x / block_m), round(y / block_m))  # the middle block has the centre
+        x, y = np.transpose([to_local.transform(*places[index][:2]) for index in members])
+        sides = np.array([places[index][2] for index in members])
+        # From the edge of the tiles on: centres of tiles side by side are then never on the border of two blocks.
+        columns, rows = (np.floor((axis - (axis - sides / 2).min()) / block_m) for axis in (x, y))
+        for index, column, row in zip(members, columns, rows, strict=True):
+            yield index, (region, int(column), int(row))
 
 
 def _vector(longitude_deg: float, latitude_deg: float) -> tuple[float, float, float]:

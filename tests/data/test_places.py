@@ -77,6 +77,18 @@ def test_overlaps_are_found_across_coordinate_systems() -> None:
     assert overlaps(tiles) == [(0, 1), (0, 2), (1, 2), (2, 3)]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_blocks_of_one_tiles_side_have_a_tile_each(count: int) -> None:
+    origin = Affine.translation(437_210.0, 3_911_470.0) @ Affine.scale(30, -30)
+    tiles = [
+        on_earth(f"{row} {column}", origin @ Affine.translation(10 * column, 10 * row))
+        for row in range(count)
+        for column in range(count)
+    ]
+    assert len(set(blocks(tiles, sides=1))) == count**2
+    assert len(set(blocks(tiles, sides=2))) == (-(-count // 2)) ** 2
+
+
 def test_blocks_in_a_scene_are_squares_of_pixels() -> None:
     tiles = [in_scene(row * 10, column * 10) for row in range(8) for column in range(8)]
     keys = blocks(tiles)
