@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -208,10 +208,10 @@ def draw(rows: list[Row], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def variants_of(member: Predictor, overlaps: list[float], batch: int) -> list[Variant]:
-    """Return the published way and, by every precision that OpenVINO has here, each overlap."""
+def variants_of(member: Predictor, overlaps: list[float], batch: int, precisions: Sequence[str]) -> list[Variant]:
+    """Return the published way and, by OpenVINO in each precision, each overlap."""
     found = [Variant(PUBLISHED, 0.5, member, 1)]
-    for precision in ("float32", "bfloat16") if computes_in_bfloat16() else ("float32",):
+    for precision in precisions:
         engine = OpenVino(member, precision)
         assert replace(member, engine=engine).engine_name == engine.name
         found += [Variant(engine.name, overlap, engine, batch) for overlap in overlaps]
@@ -227,6 +227,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, default=3072, help="side of the scene in pixels [%(default)s]")
     parser.add_argument("--seed", type=int, default=1, help="of the scene [%(default)s]")
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5], help="[%(default)s]")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["float32", "bfloat16"],
+        default=["float32", *(["bfloat16"] if computes_in_bfloat16() else [])],
+        help="of OpenVINO [all that the processor has]",
+    )
     parser.add_argument("--batch", type=int, default=4, help="windows at once, but for the published way [%(default)s]")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "overlap.png", help="[%(default)s]")
     options = parser.parse_args(arguments)
@@ -240,7 +247,7 @@ def main(arguments: list[str]) -> None:
         prepare(Path.cwd(), options.epochs)
         member = from_run(find_run(NAME))
         source = scene_inputs(member.modalities, member.statistics, options.size, options.seed)
-        variants = variants_of(member, options.overlaps, options.batch)
+        variants = variants_of(member, options.overlaps, options.batch, options.precisions)
         take_turns(source, variants, member.patch_size, member.num_outputs)
     rows = compared(variants)
     share = float((variants[0].maps["gaussian"].argmax(axis=-1) == 1).mean())

@@ -8,10 +8,11 @@ Every variant trains the same graph from the same start in batches of the same s
 - plain Keras: `compile` and `fit` on arrays in memory, with Keras's own focal loss and Adam, without metrics;
 - this project: `training.run.Run` on a tile file, with its loader, augmentation, loss, confusion counts and bar.
 
-Each has a process of its own, and they take turns of one epoch while the others wait: what else the machine does
-hits all alike. An epoch's time runs from the request of its first batch to the end of its last step with all that
-`fit` does between and after, so that every batch of the epoch is made within it; validation and saving are not in it.
-The first epoch compiles and is left out.
+Each has a process of its own. Plain Keras and another variant of the same precision take turns of one epoch, one
+waiting for the other: what else the machine does hits both alike, and no more than two are in memory. An epoch's time
+runs from the request of its first batch to the end of its last step with all that `fit` does between and after, so that
+every batch of the epoch is made within it; validation and saving are not in it. The first epoch compiles and is left
+out.
 """
 
 from __future__ import annotations
@@ -131,20 +132,37 @@ def _train_plain(planned: Plan) -> None:
         planned.model.fit(inputs, {"output": labels}, batch_size=training.batch_size, shuffle=False, verbose=0)
 
 
-def measure(found: Sequence[Variant], dataset: Dataset) -> list[Measured]:
-    """Train the variants in processes of their own, in turns."""
-    children = [start(train, variant, dataset) for variant in found]
-    return take_turns(children, found[0].recipe.training.epochs)
+@dataclass(frozen=True)
+class Compared:
+    """A variant, and what it needed in turns with plain Keras of the same precision."""
+
+    variant: Variant
+    own: Measured
+    plain: Measured
 
 
-def rows(found: Sequence[Variant], measured: Sequence[Measured]) -> list[list[str]]:
-    """Return the table's rows; ratios are to plain Keras of the same precision in the same round."""
-    plain = {v.precision: m for v, m in zip(found, measured, strict=True) if v.plain}
+def measure(found: Sequence[Variant], dataset: Dataset) -> list[Compared]:
+    """Train each variant in turns with plain Keras, both in processes of their own; plain Keras is compared once."""
+    plain = {variant.precision: variant for variant in found if variant.plain}
+    compared: list[Compared] = []
+    for variant in found:
+        if not variant.plain:
+            baseline = plain[variant.precision]
+            children = [start(train, one, dataset) for one in (baseline, variant)]
+            its, own = take_turns(children, variant.recipe.training.epochs)
+            if all(one.variant != baseline for one in compared):
+                compared.append(Compared(baseline, its, its))
+            compared.append(Compared(variant, own, its))
+    return compared
+
+
+def rows(compared: Sequence[Compared]) -> list[list[str]]:
+    """Return the table's rows; ratios are to plain Keras in the same round."""
     cells = []
-    for variant, own in zip(found, measured, strict=True):
+    for variant, own, plain in ((one.variant, one.own, one.plain) for one in compared):
         training = variant.recipe.training
         patches = training.batch_size * (training.steps_per_epoch or 0)
-        ratios = [other / mine for other, mine in zip(plain[variant.precision].seconds, own.seconds, strict=True)]
+        ratios = [other / mine for other, mine in zip(plain.seconds, own.seconds, strict=True)]
         memory = "not known" if math.isnan(own.peak) else f"{own.peak / 2**30:.1f}"
         speed = spread([patches / seconds for seconds in own.seconds], 3)
         cells.append([variant.label, variant.precision, speed, spread(ratios), memory])
@@ -190,11 +208,11 @@ def main(arguments: list[str]) -> None:
         measured = measure(found, write_tiles(Path(folder), options.patch))
     print(
         f"Training `resunet`, patches of {options.patch}×{options.patch} with optical 6, dem 2, sar 2, batch "
-        f"{options.batch}; {options.rounds} rounds of {options.steps} steps, the variants in turns; "
+        f"{options.batch}; {options.rounds} rounds of {options.steps} steps, in turns with plain Keras; "
         f"median (lowest–highest).\n\n{described}\n"
     )
     header = ["variant", "precision", "patches/s", "speed, plain Keras = 1", "peak memory, GiB"]
-    print(table(header, rows(found, measured)), end="\n\n", flush=True)
+    print(table(header, rows(measured)), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import pytest
 import architectures
 import training.run
 from benchmarks import engines, overlap, pipeline, report, storage, zoo
+from benchmarks import training as training_benchmark
 from benchmarks.pipeline import Stopwatch
-from benchmarks.training import Variant, rows, train, variants, write_tiles
+from benchmarks.training import Variant, measure, rows, train, variants, write_tiles
 from benchmarks.turns import Measured, take_turns
 from console import UserError
 from data.loader import PatchSource
@@ -187,25 +188,29 @@ def test_one_child_trains_at_a_time_and_the_first_epoch_is_left_out() -> None:
     assert measured == [Measured((10.0 * n + 1, 10.0 * n + 2), 2.0**30) for n in range(3)]
 
 
-def test_speeds_are_compared_within_a_round_and_a_precision() -> None:
-    (plain, _) = variants(["training.steps_per_epoch=6", "training.batch_size=4"], ["float32"], 1)
-    found = [
-        plain,
-        Variant("ours", plain.recipe, "float32"),
-        Variant("plain", plain.recipe, "bfloat16", plain=True),
-        Variant("ours", plain.recipe, "bfloat16"),
-    ]
-    measured = [
-        Measured((2.0, 4.0, 6.0), 2.0**30),
-        Measured((2.0, 2.0, 3.0), 3 * 2.0**29),
-        Measured((1.0, 1.0, 1.0), math.nan),
-        Measured((2.0, 2.0, 2.0), math.nan),
-    ]
-    assert [row[1:] for row in rows(found, measured)] == [
+def test_speeds_are_compared_within_a_round_and_a_precision_two_processes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = variants(["training.steps_per_epoch=6", "training.batch_size=4"], ["float32", "bfloat16"], 2)
+    seconds = {
+        ("float32", False, 1): [Measured((2.0, 4.0, 6.0), 2.0**30), Measured((2.0, 2.0, 3.0), 3 * 2.0**29)],
+        ("bfloat16", False, 1): [Measured((1.0, 1.0, 1.0), math.nan), Measured((2.0, 2.0, 2.0), math.nan)],
+        ("float32", False, 2): [Measured((4.0, 4.0, 4.0), 2.0**30), Measured((8.0, 8.0, 8.0), 2.0**29)],
+    }
+
+    def turns(children: list[Variant], epochs: int) -> list[Measured]:
+        plain, own = children
+        assert plain.plain and plain.precision == own.precision and epochs == own.recipe.training.epochs
+        return seconds[own.precision, own.plain, own.recipe.training.accumulate]
+
+    monkeypatch.setattr(training_benchmark, "start", lambda function, variant, dataset: variant)
+    monkeypatch.setattr(training_benchmark, "take_turns", turns)
+    assert [row[1:] for row in rows(measure(found, SimpleNamespace()))] == [  # type: ignore[arg-type]
         ["float32", "6.000 (4.000–12.000)", "1.00 (1.00–1.00)", "1.0"],
         ["float32", "12.000 (8.000–12.000)", "2.00 (1.00–2.00)", "1.5"],
         ["bfloat16", "24.000 (24.000–24.000)", "1.00 (1.00–1.00)", "not known"],
         ["bfloat16", "12.000 (12.000–12.000)", "0.50 (0.50–0.50)", "not known"],
+        ["float32", "3.000 (3.000–3.000)", "0.50 (0.50–0.50)", "0.5"],
     ]
 
 
@@ -335,7 +340,7 @@ def test_ways_to_map_a_scene_are_held_against_the_published_one(tmp_path: Path) 
     member = small_run(tmp_path)
     source = overlap.scene_inputs({"optical": 6}, None, 80, seed=1)
     assert set(source.inputs) == {"optical"} and source.height == source.width == 80
-    variants = overlap.variants_of(member, [0.0, 0.5], batch=2)
+    variants = overlap.variants_of(member, [0.0, 0.5], batch=2, precisions=["float32"])
     overlap.take_turns(source, variants, patch=32, outputs=2)
     rows = {(row.variant.engine, row.variant.overlap, row.kernel): row for row in overlap.compared(variants)}
     published = rows[overlap.PUBLISHED, 0.5, "gaussian"]
