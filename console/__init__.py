@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -37,11 +38,17 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a script's `main` with the command line's arguments and exit as DESIGN promises.
 
     Exits with 0 when `main` returns, 2 with one message for what the user can mend (`UserError`, a full disk,
-    missing permission), 130 after Ctrl-C. Any other exception is a programming error and keeps its traceback.
+    missing permission), 130 after Ctrl-C, 141 where who reads the output has gone (`| head`). Any other exception is a
+    programming error and keeps its traceback.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        sys.exit(141)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -54,6 +61,18 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         print("\nstopped by Ctrl-C; nothing half-written is left behind", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output leads nowhere; what is left of it is dropped then, so that exiting raises no more."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), output)
+    return True
 
 
 def _errno_in(message: str) -> int | None:

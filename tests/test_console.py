@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 import console
 from console import UserError, progress, replacing, run, warn
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def code_of(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
@@ -54,6 +57,16 @@ def test_what_the_user_can_mend_is_one_message_and_2(
     output = capsys.readouterr()
     assert output.err.startswith("error: ") and message in output.err and output.err.count("\n") == 1
     assert not output.out and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_a_script_without_a_traceback(lines: int) -> None:
+    script = f"import console; console.run(lambda _: print({lines} * 'a line\\n'))"
+    gone, output = os.pipe()
+    os.close(gone)
+    with os.fdopen(output, "w") as stdout:
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
