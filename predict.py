@@ -35,6 +35,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def _map(options: argparse.Namespace, command: str) -> None:
     from inference.distribution import Models, connect, predict_scenes
     from inference.engines import Engine
     from inference.mapping import Outlining, finish_map, plan_map, predict_map
-    from inference.predictor import find_run
+    from inference.predictor import find_run, free_models
     from inference.scenes import offer
 
     tta = SYMMETRIES if options.tta == [] else options.tta or ()
@@ -199,7 +200,11 @@ def _map(options: argparse.Namespace, command: str) -> None:
         if options.scheduler:
             plans.append(planned)
         else:
-            print(finish_map(planned, predict_map(planned), command).text())
+            rasters = predict_map(planned)
+            if scene is scenes[-1]:  # outlines need the memory
+                members, planned = [], replace(planned, members=())
+                free_models()
+            print(finish_map(planned, rasters, command).text())
     if options.scheduler:
         strips = sum(len(planned.strips.missing()) for planned in plans)
         if strips == 1:

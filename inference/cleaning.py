@@ -135,18 +135,25 @@ def _replaced(labels: Labels, small: NDArray[np.bool_]) -> Labels:
     def cells(groups: NDArray[np.int32], labels: Labels) -> NDArray[np.int64]:
         return groups.astype(np.int64) * classes + np.minimum(labels, ignored)
 
-    inside = np.bincount(cells(groups[small], labels[small]), minlength=classes * (count + 1))
+    inside = np.zeros(classes * (count + 1), np.int64)
     around = np.zeros_like(inside)
-    for here, there in _neighbours():
-        border = small[here] & ~small[there]
-        around += np.bincount(cells(groups[here][border], labels[there][border]), minlength=len(around))
+    for top in range(0, len(labels), _ROWS):
+        own = slice(top, top + _ROWS)
+        inside += np.bincount(cells(groups[own][small[own]], labels[own][small[own]]), minlength=len(inside))
+        # Below each row of the strip lies another one, the last one's in the next strip.
+        for rows, (here, there) in zip((slice(top, top + _ROWS + 1), own) * 2, _neighbours(), strict=True):
+            border = small[rows][here] & ~small[rows][there]
+            found = cells(groups[rows][here][border], labels[rows][there][border])
+            around += np.bincount(found, minlength=len(around))
     around, inside = around.reshape(-1, classes), inside.reshape(-1, classes)
     # Amid ignored pixels alone it is background.
     around[:, 0] += (around[:, ignored] > 0) & ~around[:, :ignored].any(axis=1)
     around[:, ignored] = 0
     becomes = np.where(around.any(axis=1), around.argmax(axis=1), inside.argmax(axis=1)).astype(labels.dtype)
     replaced = labels.copy()
-    replaced[small] = becomes[groups[small]]
+    for top in range(0, len(labels), _ROWS):
+        rows = slice(top, top + _ROWS)
+        replaced[rows][small[rows]] = becomes[groups[rows][small[rows]]]
     return replaced
 
 

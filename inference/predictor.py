@@ -6,6 +6,9 @@ Rebuilt from what a run stored (`from_run`), or from a recipe and a weights file
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,6 +331,17 @@ def from_weights(recipe_name: str, weights: Path, source: Offer, name: str, prec
         smallest_px=recipe.cleaning.smallest_px if recipe.cleaning else None,
         described={"architecture": architecture, "weights": str(weights), "precision": precision},
     )
+
+
+def free_models() -> None:
+    """Give the memory of models that nothing refers to any more back to the system, as far as backends do."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def _check_fit(blueprint: Blueprint, weights: Path, modalities: Mapping[str, int], source: Offer) -> None:
