@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,11 +171,13 @@ def choose_engines(
     found = sample(sources, patch, COMPARED)
     if found is None:  # there is nothing to predict either
         return list(members)
-    return [_chosen(member, one, precisions) for member, one in zip(members, model.by_member(found), strict=True)]
+    batches = model.by_member(found)
+    fastest = engine.name == "auto"
+    return [_chosen(member, one, precisions, fastest) for member, one in zip(members, batches, strict=True)]
 
 
-def _chosen(member: Predictor, batch: Mapping[str, Floats], precisions: Sequence[str]) -> Predictor:
-    """Return a run with the first engine that is as right as Keras."""
+def _chosen(member: Predictor, batch: Mapping[str, Floats], precisions: Sequence[str], fastest: bool) -> Predictor:
+    """Return a run with the first engine that is as right as Keras, and as fast if `fastest`; else Keras."""
     expected = member(batch)
     for precision in precisions:
         try:
@@ -186,6 +188,9 @@ def _chosen(member: Predictor, batch: Mapping[str, Floats], precisions: Sequence
             warn(f"{member.name} is predicted by Keras: OpenVINO does not take it ({_first_line(error)})")
             return member
         if TOLERANCES[precision].allows(difference):
+            if fastest and (speed := exported.speed(member, batch)) < 1:
+                print(f"{member.name}: Keras, as OpenVINO in {precision} is slower here ({speed:.2f} times its speed)")
+                return member
             print(f"{member.name}: OpenVINO in {precision}; on {len(expected)} windows {difference} with Keras")
             return replace(member, engine=exported)
         warn(f"{member.name} is not predicted by OpenVINO in {precision}: on {len(expected)} windows {difference}")
@@ -241,12 +246,35 @@ class OpenVino:
             self._compiled[count] = self._compile(count)
         return np.asarray(self._compiled[count](dict(batch))[0], np.float32)
 
+    def speed(self, member: Predictor, batch: Mapping[str, Floats]) -> float:
+        """Return its speed on a batch that both have predicted before, Keras = 1.
+
+        It is measured once for an export and kept beside it, so that the engine is the same one the next time, as an
+        interrupted prediction needs it to go on.
+        """
+        assert self._path is not None
+        kept = self._path.with_name(f"speed-{self._precision}.json")
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return float(json.loads(kept.read_text(encoding="utf-8"))["keras_is_1"])
+        calls: tuple[Callable[[Mapping[str, Floats]], Floats], ...] = (member, self)
+        seconds = [min(_seconds(call, batch) for _ in range(2)) for call in calls]
+        speed = seconds[0] / seconds[1]
+        with contextlib.suppress(OSError):
+            kept.write_text(json.dumps({"keras_is_1": speed}), encoding="utf-8")
+        return speed
+
     def _compile(self, count: int) -> Any:
         # A graph of known shapes, the number of windows included, is laid out once and not at each call.
         model = self._core.read_model(self._path)
         model.reshape({name: [count, *shape] for name, shape in self._shapes.items()})
         settings = {"INFERENCE_PRECISION_HINT": _HINTS[self._precision], "PERFORMANCE_HINT": "LATENCY"}
         return self._core.compile_model(model, "CPU", settings)
+
+
+def _seconds(call: Callable[[Mapping[str, Floats]], Floats], batch: Mapping[str, Floats]) -> float:
+    began = time.perf_counter()
+    call(batch)
+    return time.perf_counter() - began
 
 
 def computes_in_bfloat16() -> bool:

@@ -191,6 +191,7 @@ def test_by_itself_it_exports_where_there_is_much_to_predict_and_no_dropout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "FEW_PIXELS", 8 * PATCH**2)
+    monkeypatch.setattr(OpenVino, "speed", lambda *_: 2.0)
     member = run(tmp_path)
     assert chosen(member, Engine()).engine_name == "keras"
     assert chosen(member, Engine(), side=3 * PATCH).engine_name.startswith("openvino ")
@@ -201,6 +202,27 @@ def test_by_itself_it_exports_where_there_is_much_to_predict_and_no_dropout(
         chosen(member, Engine("openvino"), Way(mc=2))
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # whose exports are of another kind
     assert chosen(member, Engine(), side=3 * PATCH).engine is None
+
+
+def test_by_itself_it_is_the_faster_one_as_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "FEW_PIXELS", 0)
+    member = run(tmp_path)
+    for slow, fast, expected in ((member, OpenVino, "openvino float32"), (OpenVino, member, "keras")):
+        taken = {id(slow): 3.0, id(fast): 1.0}
+
+        def seconds(call: Any, _: Any, taken: dict[int, float] = taken) -> float:
+            return taken.get(id(call), taken.get(id(type(call)), 0.0))
+
+        monkeypatch.setattr(engines, "_seconds", seconds)
+        for _ in range(2):  # the second time nothing is measured
+            assert chosen(member, Engine(precision="float32")).engine_name == expected
+            monkeypatch.setattr(engines, "_seconds", None)
+        (kept,) = tmp_path.rglob("speed-float32.json")
+        kept.unlink()
+    assert "Keras, as OpenVINO in float32 is slower here (0.33 times its speed)" in capsys.readouterr().out
+    assert chosen(member, Engine("openvino", "float32")).engine_name == "openvino float32"
 
 
 @pytest.mark.parametrize(("bfloat16", "speed"), [(False, 2.0), (True, 2.0), (True, 0.6)])
